@@ -1,0 +1,1 @@
+"""Trains a custom ResNet-9 on CIFAR-10."""

@@ -1,0 +1,92 @@
+"""From arrays of images to augmented batches on their way to the device.
+
+A batch is planned before it is made: a plan says which images it takes and what seeds its augmentation. The shuffle
+depends on (seed, epoch), the draws on (seed, epoch, batch index), so the same bits come out of 0, 2 or 16 workers.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from s10_resnet.data import Split
+from s10_resnet.transforms import pad, seed_transform, train_transform, use_one_thread
+
+
+class Plan(NamedTuple):
+    """Which images make a batch, and the key its augmentation is seeded with."""
+
+    key: tuple[int, int, int]  # seed, epoch, batch index
+    samples: np.ndarray  # int64 [B]
+
+
+class Plans(Sampler[Plan]):
+    """The plans of a whole run, epoch after epoch, so that workers prefetch across the end of an epoch.
+
+    Every image comes once an epoch; where the batch size does not divide the number of images, the last batch is
+    smaller.
+    """
+
+    def __init__(self, images: int, batch_size: int, epochs: int, seed: int) -> None:
+        self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the ragged one counted."""
+        return math.ceil(self.images / self.batch_size)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Plan]:
+        for epoch in range(self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+            for index in range(self.steps_per_epoch):
+                yield Plan((self.seed, epoch, index), order[index * self.batch_size : (index + 1) * self.batch_size])
+
+
+class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Turns a plan into a batch: uint8 images ``[B, 32, 32, 3]`` and int64 labels ``[B]``.
+
+    The images are padded once and held as a tensor, which worker processes share instead of copying, whichever way
+    they are started.
+    """
+
+    def __init__(self, split: Split, *, crop_padding: int, flip: bool, cutout: int) -> None:
+        self.size = split.images.shape[1]
+        self.images = torch.from_numpy(pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
+        self.labels = torch.from_numpy(split.labels)
+        self.transform = train_transform(crop=crop_padding > 0, flip=flip, cutout=cutout, size=self.size)
+
+    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        seed_transform(self.transform, *plan.key)
+        images = self.images.numpy()
+        batch = np.empty((len(plan.samples), self.size, self.size, 3), np.uint8)
+        for row, sample in enumerate(plan.samples):
+            batch[row] = self.transform(image=images[sample])["image"]
+        return torch.from_numpy(batch), self.labels[torch.from_numpy(plan.samples)]
+
+
+def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_memory: bool) -> DataLoader:
+    """One pass over this loader is one whole run: ``plans.epochs`` epochs of batches in the order of their plans."""
+    return DataLoader(
+        batches,
+        sampler=plans,
+        batch_size=None,  # a plan is one item and its batch comes back whole: nothing to collate
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    use_one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the workers

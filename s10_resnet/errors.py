@@ -1,0 +1,9 @@
+"""The two ways a command can fail that are not bugs."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: one line naming it, its value and what is allowed; exit code 2."""
+
+
+class TrainingError(RuntimeError):
+    """A run that began well cannot go on, say because its loss is no longer a number; exit code 1."""

@@ -1,0 +1,93 @@
+"""A run's folder: made once, never overwritten, its text files, and where the run came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s10_resnet.checkpoint import write_whole
+from s10_resnet.errors import InputError
+
+
+def make_run_folder(output_dir: Path, name: str, prefix: str) -> Path:
+    """Creates the folder of one run.
+
+    Args:
+        output_dir: Folder of all runs; created if need be.
+        name: The run's own folder; if empty, ``prefix`` with date and time.
+        prefix: What default names begin with.
+
+    Raises:
+        InputError: If the named folder exists, or none can be made.
+    """
+    stamp = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [name] if name else (stamp if i == 1 else f"{stamp}-{i}" for i in count(1))
+    for candidate in candidates:
+        try:
+            (output_dir / candidate).mkdir(parents=True)
+            return output_dir / candidate
+        except FileExistsError:
+            if not output_dir.is_dir():
+                raise InputError(f"--output-dir {output_dir}: must be a folder, and a file has that name") from None
+        except OSError as error:
+            raise InputError(
+                f"--output-dir {output_dir}: must be a folder that can be written to ({error.strerror})"
+            ) from None
+    raise InputError(f"--name {name}: must be a new name; {output_dir / name} exists and is not overwritten")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes readable JSON; a NaN or an infinity, which JSON has no word for, is a `ValueError`."""
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a CSV file, whose head is written with the first."""
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, the git commit of a checkout that the package runs from (else None), and the machine."""
+    packages = ("s10-resnet", "torch", "torchvision", "albumentations", "torch-lr-finder", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "git_commit": _git_commit(Path(__file__).resolve().parent.parent),
+        "hardware": {
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cpu": _cpu_name(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _git_commit(checkout: Path) -> str | None:
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

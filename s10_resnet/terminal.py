@@ -1,0 +1,80 @@
+"""What a person sees of a run: bars on a terminal, plain lines in a log file. The only importer of tqdm."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from s10_resnet.engine import EpochRecord, Totals
+
+
+def say(text: str = "") -> None:
+    """Prints a line at once, above the bars if there are any."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a warning in a frame on stderr."""
+    frame = "!" * 88
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(f"{frame}\nWARNING: {text}\n{frame}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar over the epochs and one over the images of the present epoch; without a terminal both do nothing."""
+
+    def __init__(self, epochs: int, images: int, split: str) -> None:
+        self.epochs, self.images, self.split = epochs, images, split
+        self.start = time.perf_counter()
+        self.run = tqdm(total=epochs, desc="run", unit="epoch", disable=None, dynamic_ncols=True)
+
+    def watch(self, steps: Iterator[Totals]) -> Iterator[Totals]:
+        """Shows an epoch's running totals, reading them from the device only when the bar is drawn."""
+        description = f"epoch {self.run.n + 1}"
+        with _image_bar(self.images, description) as bar:
+            for totals in steps:
+                if bar.update(totals.images - bar.n):
+                    bar.set_postfix_str(
+                        f"loss {totals.loss:.3f}, accuracy {totals.accuracy:.1%}, lr {totals.lr:.2e}", refresh=False
+                    )
+                yield totals
+
+    def report(self, record: EpochRecord) -> None:
+        """Prints an epoch's line."""
+        self.run.update()
+        elapsed = time.perf_counter() - self.start
+        left = elapsed / record.epoch * (self.epochs - record.epoch)
+        say(
+            f"epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}"
+            f"  train loss {record.train_loss:.4f} accuracy {record.train_accuracy:7.2%}"
+            f"  {self.split} loss {record.eval_loss:.4f} accuracy {record.eval_accuracy:7.2%}"
+            f"  lr {record.lr:.2e}  {record.images_per_second:,.0f} images/s"
+            f"  {tqdm.format_interval(elapsed)} gone, {tqdm.format_interval(left)} left"
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.run.close()
+
+
+def range_test_bar(steps: Iterator, total: int) -> Iterator:
+    """A bar over the steps of a range test."""
+    return tqdm(steps, total=total, desc="range test", unit="step", disable=None, leave=False, dynamic_ncols=True)
+
+
+def _image_bar(images: int, description: str) -> tqdm:
+    return tqdm(
+        total=images,
+        desc=description,
+        unit=" images",
+        mininterval=0.5,
+        leave=False,
+        disable=None,
+        dynamic_ncols=True,
+    )
