@@ -240,11 +240,12 @@ def _flag(item: Field) -> str:
 def _parse(item: Field, text: str | bool | list[str]) -> Any:
     knob: Knob = item.metadata["knob"]
     try:
-        if isinstance(text, list):
-            return tuple(knob.parse(word) for word in text)
-        return knob.parse(text)
+        value = tuple(knob.parse(word) for word in text) if isinstance(text, list) else knob.parse(text)
     except ValueError:
         raise _bad(item, text) from None
+    if not knob.accepts(value):
+        raise _bad(item, text)  # as it was typed: 0, not 0.0
+    return value
 
 
 def _bad(item: Field, value: Any) -> InputError:
@@ -254,9 +255,10 @@ def _bad(item: Field, value: Any) -> InputError:
 
 def _attach_negatives(argv: Sequence[str]) -> list[str]:
     """Writes ``--max-lr -1e-3`` as ``--max-lr=-1e-3``, which argparse would take for a flag without its value."""
+    single = {_flag(item) for item in fields(Config) if item.metadata["knob"].count is None}
     words: list[str] = []
     for word in argv:
-        if words and re.match(r"-[\d.]|-inf|-nan", word) and re.fullmatch(r"--[a-z-]+", words[-1]):
+        if words and words[-1] in single and re.match(r"-[\d.]|-inf|-nan", word):
             words[-1] += "=" + word
         else:
             words.append(word)

@@ -23,6 +23,7 @@ from s10_resnet.runtime import Runtime
 
 BANDWIDTH = 0.15  # decades; smoothing by learning rate, not by step, so that more steps do not move the answer
 BOWL_SHARE = 0.1
+MIN_STEPS = 10  # of a curve worth reading
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ def bowl(lrs: np.ndarray, losses: np.ndarray, share: float = BOWL_SHARE) -> floa
 
 def suggest(curve: LRCurve) -> Suggestion:
     """Applies every rule to the smoothed curve and recommends `bowl`, if the curve has a minimum at all."""
+    if len(curve.lrs) < MIN_STEPS:
+        return Suggestion({}, None, f"the loss ran away after {len(curve.lrs)} steps: lower --finder-start-lr")
     losses = smooth(curve)
     least = losses.argmin()
     if losses[0] - losses[least] < 0.05 * losses[0]:
@@ -176,7 +179,7 @@ def suggest(curve: LRCurve) -> Suggestion:
         return Suggestion({}, None, "the loss still falls at the last learning rate: raise --finder-end-lr")
     rules = {"steepest": steepest, "minimum / 10": minimum_tenth, "valley": valley, "bowl": bowl}
     return Suggestion(
-        {name: rule(curve.lrs, losses) for name, rule in rules.items()},
+        {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in rules.items()},
         "bowl",
         "bowl is the middle of the learning rates with nearly the least loss: Adam's curve is wide and flat there, "
         "and the other rules, made for SGD, read it too low",

@@ -37,8 +37,8 @@ def one_cycle(
     Adam's betas stay as they are.
     """
     if math.isclose(pct_start * total_steps, 1.0):
-        # torch divides by the length of the rise in steps, pct_start * total_steps - 1.
-        pct_start = math.nextafter(1.0, 2.0) / total_steps
+        # The peak is the first step; torch would divide by the length of the rise, which is 0.
+        pct_start = (1 - 1e-9) / total_steps
     return OneCycleLR(
         optimizer,
         max_lr=max_lr,

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from s10_resnet.checkpoint import write_whole
 from s10_resnet.errors import InputError
+from s10_resnet.files import write_whole
 
 
 def make_run_folder(output_dir: Path, name: str, prefix: str) -> Path:

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from s10_resnet import checkpoint, data, engine, lr_finder, model, optim, outputs, plots, runtime, terminal
+from s10_resnet import checkpoint, data, engine, lr_finder, model, optim, outputs, report, runtime, terminal
 from s10_resnet.batches import AugmentedBatches, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
@@ -22,7 +21,7 @@ from s10_resnet.engine import EpochRecord
 from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.transforms import MEAN, STD
 
-GRID_IMAGES = 32  # in a picture of samples or of mistakes
+STATUS = {type(None): "completed", KeyboardInterrupt: "interrupted", TrainingError: "failed"}
 
 
 class Setup(NamedTuple):
@@ -35,9 +34,10 @@ class Setup(NamedTuple):
     evaluation: Split
     split: str
 
-    def title(self, text: str) -> str:
-        """A plot's title, which never keeps quiet about the stand-in."""
-        return f"{text} (synthetic data)" if self.dataset == "synthetic" else text
+    @property
+    def note(self) -> str:
+        """What every plot's title ends with: nothing, or that the data is the stand-in."""
+        return " (synthetic data)" if self.dataset == "synthetic" else ""
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -62,22 +62,16 @@ def train(config: Config) -> dict[str, Any]:
     network = _network(config, setup)
     terminal.say(f"{model.count_parameters(network):,} parameters, max LR {config.max_lr:.3g}")
     history: list[EpochRecord] = []
-    interrupted = False
+    stop: BaseException | None = None
     try:
         for record in _epochs(config, setup, network, folder):
-            history.append(record)
             _keep(record, history, config, setup, network, folder)
-    except KeyboardInterrupt:
-        interrupted = True
-        if not history:
-            raise
-    summary = _summary(config, setup, network, history, interrupted)
-    outputs.write_json(folder / "summary.json", summary)
-    network.load_state_dict(checkpoint.load(folder / "last.pt")["model"])  # an interrupted epoch has moved on from it
-    _plot_results(setup, network, history, folder)
-    _conclude(summary, setup, folder)
-    if interrupted:
-        raise KeyboardInterrupt
+            history.append(record)
+    except (KeyboardInterrupt, TrainingError) as error:
+        stop = error
+    summary = _finish(config, setup, network, history, folder, STATUS[type(stop)]) if history else {}
+    if stop is not None:
+        raise stop
     return summary
 
 
@@ -168,33 +162,21 @@ def _find_lr(config: Config, setup: Setup, folder: Path) -> lr_finder.Suggestion
         steps=config.finder_steps,
         watch=partial(terminal.range_test_bar, total=config.finder_steps),
     )
-    found, smoothed = lr_finder.suggest(curve), lr_finder.smooth(curve)
-    for lr, loss, level in zip(curve.lrs, curve.losses, smoothed, strict=True):
+    found = lr_finder.suggest(curve)
+    for lr, loss, level in zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True):
         outputs.append_row(folder / "lr_finder.csv", {"lr": lr, "loss": loss, "smoothed_loss": level})
-    outputs.write_json(
-        folder / "lr_finder.json",
-        {
-            "recommended_max_lr": found.max_lr,
-            "reason": found.reason,
-            "suggestions": found.suggestions,
-            "dataset": setup.dataset,
-            "config": config.to_json(),
-            **outputs.provenance(setup.runtime.device),
-        },
-    )
-    plots.save(
-        plots.lr_range(
-            curve.lrs,
-            curve.losses,
-            smoothed,
-            suggestions=found.suggestions,
-            recommended=found.recommended,
-            title=setup.title("Learning-rate range test"),
-        ),
-        folder / "lr_finder.png",
-    )
+    content = {
+        "recommended_max_lr": found.max_lr,
+        "reason": found.reason,
+        "suggestions": found.suggestions,
+        "dataset": setup.dataset,
+        "config": config.to_json(),
+        **outputs.provenance(setup.runtime.device),
+    }
+    outputs.write_json(folder / "lr_finder.json", content)
+    report.draw_range_test(folder, curve, found, setup.note)
     for name, lr in found.suggestions.items():
-        terminal.say(f"  {name:<26} {lr:.2e}{'  <- recommended' if name == found.recommended else ''}")
+        terminal.say(f"  {name:<12} {lr:.2e}{'  <- recommended' if name == found.recommended else ''}")
     terminal.say(found.reason)
     return found
 
@@ -211,7 +193,11 @@ def _epochs(config: Config, setup: Setup, network: nn.Module, folder: Path) -> I
         "div_factor": config.div_factor,
         "final_div_factor": config.final_div_factor,
     }
-    _plot_plan(config, setup, loader, schedule, folder)
+    images, labels = loader.dataset[next(iter(loader.sampler))]
+    names = [setup.train.classes[label] for label in labels]
+    lrs = optim.planned_lrs(**schedule)
+    report.draw_plan(folder, images.numpy(), names, lrs, len(lrs) // config.epochs, setup.note)
+
     optimizer = _optimizer(config, network, lr=config.max_lr)
     progress = terminal.Progress(config.epochs, len(setup.train.labels), setup.split)
     records = engine.fit(
@@ -244,8 +230,8 @@ def _keep(
     outputs.append_row(folder / "history.csv", _named(record, setup.split))
     if not math.isfinite(record.train_loss + record.eval_loss):
         raise TrainingError(
-            f"epoch {record.epoch}: the loss is no longer a number; the weights of the epoch before are in "
-            f"{folder}. Lower --max-lr {config.max_lr:g}, or run scripts/find_lr.py"
+            f"epoch {record.epoch}: the loss is no longer a number; --max-lr {config.max_lr:g} is the first thing to "
+            f"lower, and scripts/find_lr.py finds one. {folder} holds the epochs before"
         )
     state = {
         "model": network.state_dict(),
@@ -256,12 +242,29 @@ def _keep(
         "config": config.to_json(),
     }
     checkpoint.save(folder / "last.pt", state)
-    if _best(history) is record:
+    if all(record.eval_accuracy > earlier.eval_accuracy for earlier in history):
         checkpoint.save(folder / "best.pt", state)
 
 
-def _best(history: list[EpochRecord]) -> EpochRecord:
-    return max(history, key=lambda record: record.eval_accuracy)  # the first of equals
+def _finish(
+    config: Config, setup: Setup, network: nn.Module, history: list[EpochRecord], folder: Path, status: str
+) -> dict[str, Any]:
+    """Writes the summary, draws the results of the last epoch that ended, and says what it all came to."""
+    split = setup.split
+    summary = _summary(config, setup, network, history, status)
+    outputs.write_json(folder / "summary.json", summary)
+    network.load_state_dict(checkpoint.load(folder / "last.pt")["model"])  # a stopped epoch has moved on from it
+    images = torch.from_numpy(setup.evaluation.images).to(setup.runtime.device)
+    probabilities = engine.predict(network, images, setup.runtime).softmax(1).cpu().numpy()
+    report.draw_results(folder, history, setup.evaluation, split, probabilities, setup.note)
+    terminal.say(
+        f"{status}: {setup.dataset}, {summary['epochs']} epochs, {split} accuracy "
+        f"{summary[f'final_{split}_accuracy']:.2%} (best {summary[f'best_{split}_accuracy']:.2%} in epoch "
+        f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
+        f"{summary['images_per_second']:,.0f} images/s"
+    )
+    terminal.say(f"see {folder / 'curves.png'}")
+    return summary
 
 
 def _named(record: EpochRecord, split: str) -> dict[str, float]:
@@ -270,12 +273,13 @@ def _named(record: EpochRecord, split: str) -> dict[str, float]:
 
 
 def _summary(
-    config: Config, setup: Setup, network: nn.Module, history: list[EpochRecord], interrupted: bool
+    config: Config, setup: Setup, network: nn.Module, history: list[EpochRecord], status: str
 ) -> dict[str, Any]:
-    last, best = history[-1], _best(history)
+    last = history[-1]
+    best = max(history, key=lambda record: record.eval_accuracy)  # the first of equals
     train_seconds = sum(record.train_seconds for record in history)
     return {
-        "status": "interrupted" if interrupted else "completed",
+        "status": status,
         "dataset": setup.dataset,
         "epochs": last.epoch,
         "parameters": model.count_parameters(network),
@@ -298,49 +302,3 @@ def _summary(
         "workers": setup.workers,
         **outputs.provenance(setup.runtime.device),
     }
-
-
-def _plot_plan(config: Config, setup: Setup, loader: DataLoader, schedule: dict[str, Any], folder: Path) -> None:
-    images, labels = loader.dataset[next(iter(loader.sampler))]
-    names = [setup.train.classes[label] for label in labels[:GRID_IMAGES]]
-    samples = plots.image_grid(
-        images[:GRID_IMAGES].numpy(), names, title=setup.title("Training images, as augmented in the first epoch")
-    )
-    plots.save(samples, folder / "samples.png")
-    lrs = optim.planned_lrs(**schedule)
-    steps = len(lrs) // config.epochs
-    plots.save(
-        plots.lr_schedule(lrs, steps_per_epoch=steps, title=setup.title("Learning rate")), folder / "lr_schedule.png"
-    )
-
-
-def _plot_results(setup: Setup, network: nn.Module, history: list[EpochRecord], folder: Path) -> None:
-    plots.save(plots.curves(history, split=setup.split, title=setup.title("Loss and accuracy")), folder / "curves.png")
-    classes, (images, labels, _) = setup.evaluation.classes, setup.evaluation
-    logits = engine.predict(network, torch.from_numpy(images).to(setup.runtime.device), setup.runtime).cpu()
-    confidence, predicted = (tensor.numpy() for tensor in logits.softmax(1).max(1))
-    matrix = np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1)
-    plots.save(
-        plots.confusion(matrix, classes, title=setup.title(f"Confusion on the {setup.split} images")),
-        folder / "confusion.png",
-    )
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:GRID_IMAGES]
-    captions = [f"{classes[predicted[i]]} / {classes[labels[i]]}\n{confidence[i]:.0%}" for i in wrong]
-    plots.save(
-        plots.image_grid(
-            images[wrong], captions, title=setup.title("Most confident mistakes (predicted / true, confidence)")
-        ),
-        folder / "mistakes.png",
-    )
-
-
-def _conclude(summary: dict[str, Any], setup: Setup, folder: Path) -> None:
-    split = setup.split
-    terminal.say(
-        f"{summary['status']}: {summary['dataset']}, {summary['epochs']} epochs, final {split} accuracy "
-        f"{summary[f'final_{split}_accuracy']:.2%}, best {summary[f'best_{split}_accuracy']:.2%} in epoch "
-        f"{summary['best_epoch']}; {summary['train_seconds']:,.1f} s of training, "
-        f"{summary['images_per_second']:,.0f} images/s"
-    )
-    terminal.say(f"see {folder}/curves.png")

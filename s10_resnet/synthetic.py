@@ -16,7 +16,8 @@ WAVE = 0.15  # largest amplitude of the background's wave, as a fraction of 1
 NOISE = 0.06  # standard deviation of the pixel noise, as a fraction of 1
 
 
-# Each shape is, near enough for smooth edges, a signed distance, negative inside, in a frame where the shape fills the unit circle.
+# Each shape is a signed distance, negative inside, in a frame where the shape fills the unit circle; away from the
+# edges it need not be exact.
 
 
 def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from s10_resnet.engine import EpochRecord, Totals
 
+REFRESH_SECONDS = 0.5  # reading the totals waits for the device
+
 
 def say(text: str = "") -> None:
     """Prints a line at once, above the bars if there are any."""
@@ -73,7 +75,7 @@ def _image_bar(images: int, description: str) -> tqdm:
         total=images,
         desc=description,
         unit=" images",
-        mininterval=0.5,
+        mininterval=REFRESH_SECONDS,
         leave=False,
         disable=None,
         dynamic_ncols=True,

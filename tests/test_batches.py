@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from s10_resnet.batches import AugmentedBatches, Plan, Plans, train_loader
+from s10_resnet.data import Split
+
+OFF = {"crop_padding": 0, "flip": False, "cutout": 0}
+ALL = {"crop_padding": 4, "flip": True, "cutout": 8}
+
+
+def batches_of(split, workers, epochs=2, batch_size=16, seed=3, **augmentation):
+    loader = train_loader(
+        AugmentedBatches(split, **(augmentation or ALL)),
+        Plans(len(split.labels), batch_size, epochs, seed),
+        workers=workers,
+        pin_memory=False,
+    )
+    return list(loader)
+
+
+def test_every_image_comes_once_an_epoch_in_a_new_order():
+    plans = Plans(images=50, batch_size=16, epochs=3, seed=0)
+    assert (plans.steps_per_epoch, len(plans)) == (4, 12)
+    drawn = list(plans)
+    assert [len(plan.samples) for plan in drawn] == [16, 16, 16, 2] * 3
+    assert [plan.key for plan in drawn[:5]] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 0)]
+    orders = [np.concatenate([plan.samples for plan in drawn[4 * e : 4 * e + 4]]) for e in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[1], orders[2])
+
+
+def test_the_order_follows_the_seed():
+    first, again, other = (next(iter(Plans(50, 16, 1, seed))).samples for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_without_augmentation_the_pixels_are_the_data_sets(split):
+    plan = Plan((0, 0, 0), np.array([3, 1, 4]))
+    images, labels = AugmentedBatches(split, **OFF)[plan]
+    assert images.dtype == torch.uint8
+    np.testing.assert_array_equal(images, split.images[[3, 1, 4]])
+    np.testing.assert_array_equal(labels, split.labels[[3, 1, 4]])
+
+
+def test_batches_are_the_same_bits_with_any_number_of_workers(split):
+    alone = batches_of(split, workers=0)
+    for workers in (1, 2):
+        shared = batches_of(split, workers=workers)
+        assert len(shared) == len(alone) == 8
+        for (images, labels), (expected_images, expected_labels) in zip(shared, alone, strict=True):
+            assert torch.equal(images, expected_images)
+            assert torch.equal(labels, expected_labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_two_draws_are_alike_over_batches_workers_and_epochs(workers):
+    # One picture, forty times, every pixel telling its place: equal results could only come from equal draws. There are
+    # 81 crops, 2 orientations and 625 places of the cutout: in 160 draws, 0.1 pairs are equal by chance.
+    y, x = np.mgrid[:32, :32].astype(np.uint8)
+    image = np.stack([y, x, y + x], axis=-1)
+    split = Split(np.repeat(image[None], 40, axis=0), np.zeros(40, np.int64), ("one",))
+    results = torch.cat([images for images, _ in batches_of(split, workers, epochs=4, batch_size=8)])
+    assert len({result.numpy().tobytes() for result in results}) >= 158
+
+
+def test_the_data_set_itself_is_never_changed(split):
+    before = split.images.copy()
+    batches_of(split, workers=0)
+    np.testing.assert_array_equal(split.images, before)
+
+
+def test_ctrl_c_is_left_to_the_main_process():
+    import signal
+    import subprocess
+    import sys
+
+    code = (
+        "import signal; from s10_resnet.batches import _start_worker; _start_worker(0);"
+        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    )
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
