@@ -84,8 +84,8 @@ def _data_dir() -> Path:
     return Path(os.environ.get("S10_DATA_DIR", "data"))
 
 
-def _positive(value: float) -> bool:
-    return value > 0
+def _lr(default: float, text: str) -> Any:
+    return _number(default, text, "a number above 0 and at most 1000", lambda value: 0 < value <= 1000)
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ class Config:
 
     epochs: int = _whole(24, "passes over the training images", low=1)
     batch_size: int = _whole(512, "images in a step", low=1)
-    max_lr: float | str = _or_auto(
-        _number(5e-3, "peak learning rate; auto runs the range test first", "a number above 0", _positive), 5e-3
-    )
+    max_lr: float | str = _or_auto(_lr(5e-3, "peak learning rate; auto runs the range test first"), 5e-3)
     weight_decay: float = _number(
         0.3,
         "decoupled weight decay of the convolutions and the linear layer",
@@ -121,7 +119,7 @@ class Config:
     final_div_factor: float = _number(
         1e4, "first learning rate over the last one", "a number of at least 1", lambda v: v >= 1
     )
-    logit_scale: float = _number(0.125, "constant factor on the logits", "a number above 0", _positive)
+    logit_scale: float = _number(0.125, "constant factor on the logits", "a number above 0", lambda v: v > 0)
     crop_padding: int = _whole(
         4, "pixels of reflection around an image before the random crop; 0: no crop", low=0, high=16
     )
@@ -152,8 +150,8 @@ class Config:
     )
     precision: str = _choice("auto", "number format of the forward pass", "auto", "fp32", "bf16", "fp16")
     workers: int | str = _or_auto(_whole(0, "augmentation processes", low=0), "auto")
-    finder_start_lr: float = _number(1e-6, "first learning rate of the range test", "a number above 0", _positive)
-    finder_end_lr: float = _number(1.0, "last learning rate of the range test", "a number above 0", _positive)
+    finder_start_lr: float = _lr(1e-6, "first learning rate of the range test")
+    finder_end_lr: float = _lr(1.0, "last learning rate of the range test")
     finder_steps: int = _whole(100, "steps of the range test", low=20)
     output_dir: Path = _path(Path("outputs"), "folder of the run folders")
     name: str = _knob(

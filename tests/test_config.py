@@ -19,6 +19,7 @@ BAD_VALUES = [
     ("--max-lr", "-1e-3"),
     ("--max-lr", "nan"),
     ("--max-lr", "inf"),
+    ("--max-lr", "1e38"),
     ("--max-lr", "fast"),
     ("--weight-decay", "-1"),
     ("--label-smoothing", "1"),
