@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import checkpoint, cli, data, engine, lr_finder, model, recipe, synthetic
+from s10_resnet import checkpoint, cli, data, engine, lr_finder, model, recipe, report, synthetic
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, TrainingError
@@ -194,6 +194,12 @@ def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, monkeypatch, capsys):
             arguments[0].resnet.linear.weight.zero_()  # as if the second epoch had moved on
         raise KeyboardInterrupt
 
+    def draw_results(*arguments):
+        drawn.append(arguments[4])
+        return draw(*arguments)
+
+    drawn, draw = [], report.draw_results
+    monkeypatch.setattr(report, "draw_results", draw_results)
     monkeypatch.setattr(engine, "fit", interrupted)
     assert cli.run("train", shlex.split(small(tmp_path, epochs=5).to_cli()), prog="p", description="") == 130
     folder = tmp_path / "run"
@@ -202,6 +208,7 @@ def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, monkeypatch, capsys):
     assert (summary["status"], summary["epochs"]) == ("interrupted", 1)
     assert len(rows(folder)) == 1
     assert checkpoint.load(folder / "last.pt")["model"]["resnet.linear.weight"].any()
+    assert drawn[0].std() > 0  # the pictures show the epoch that ended, too
     assert "interrupted: synthetic, 1 epochs" in capsys.readouterr().out
 
 
