@@ -1,0 +1,104 @@
+"""What a `Config` comes to on this machine: the device, the images, and the parts of a training made to measure."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from s10_resnet import data, model, optim, runtime
+from s10_resnet.batches import AugmentedBatches, Plans, train_loader
+from s10_resnet.config import Config
+from s10_resnet.data import Split
+from s10_resnet.errors import InputError
+from s10_resnet.transforms import MEAN, STD
+
+
+class Session(NamedTuple):
+    """A config with everything settled that it leaves open.
+
+    Attributes:
+        config: The settings as they were asked for.
+        runtime: Device and number format.
+        workers: Augmentation processes.
+        dataset: What was loaded, ``cifar10`` or ``synthetic``.
+        train: The training images.
+        evaluation: The images to evaluate on.
+        split: What those are called: ``test``, or ``val`` if they were held out.
+    """
+
+    config: Config
+    runtime: runtime.Runtime
+    workers: int
+    dataset: str
+    train: Split
+    evaluation: Split
+    split: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.train.labels) / self.config.batch_size)
+
+    @property
+    def note(self) -> str:
+        """What every plot's title ends with: nothing, or that the data is the stand-in."""
+        return " (synthetic data)" if self.dataset == "synthetic" else ""
+
+
+def begin(config: Config) -> Session:
+    """Finds the device and loads the images. Nothing is written but a download.
+
+    Raises:
+        InputError: For settings that do not fit the machine or the data.
+    """
+    run = runtime.start(config.device, config.precision)
+    workers = runtime.default_workers(run.device) if config.workers == "auto" else config.workers
+    train, evaluation, dataset = data.load(config.dataset, config.data_dir)
+    split = "test"
+    if config.val_size:
+        train, evaluation = data.hold_out(train, config.val_size)
+        split = "val"
+    if config.limit:
+        train, evaluation = train.take(slice(config.limit)), evaluation.take(slice(config.limit // 5))
+    if config.batch_size > len(train.labels):
+        raise InputError(
+            f"--batch-size {config.batch_size}: must be at most the number of training images, {len(train.labels)}"
+        )
+    return Session(config, run, workers, dataset, train, evaluation, split)
+
+
+def network(session: Session) -> nn.Module:
+    """The network with the seed's weights, on the device."""
+    torch.manual_seed(session.config.seed)
+    classes = len(session.train.classes)
+    built = model.build_network(MEAN, STD, classes=classes, logit_scale=session.config.logit_scale)
+    return built.to(session.runtime.device)
+
+
+def optimizer(session: Session, network: nn.Module, lr: float) -> torch.optim.Adam:
+    """Adam for the network's parameters."""
+    config = session.config
+    return optim.adam(network, lr=lr, betas=config.optimizer_betas, weight_decay=config.weight_decay)
+
+
+def criterion(session: Session) -> nn.Module:
+    """Cross entropy."""
+    return nn.CrossEntropyLoss(label_smoothing=session.config.label_smoothing)
+
+
+def loader(session: Session, epochs: int) -> DataLoader:
+    """The augmented batches of ``epochs`` epochs."""
+    config = session.config
+    batches = AugmentedBatches(session.train, crop_padding=config.crop_padding, flip=config.flip, cutout=config.cutout)
+    plans = Plans(len(session.train.labels), config.batch_size, epochs, config.seed)
+    return train_loader(batches, plans, workers=session.workers, pin_memory=session.runtime.device.type == "cuda")
+
+
+def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:
+    """The evaluation images, uint8 ``[N, 32, 32, 3]``, and labels, int64 ``[N]``, on the device."""
+    images, labels, _ = session.evaluation
+    return torch.from_numpy(images).to(session.runtime.device), torch.from_numpy(labels).to(session.runtime.device)

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+
+from s10_resnet import data, runtime, session, synthetic
+from s10_resnet.config import Config
+from s10_resnet.data import Split
+from s10_resnet.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    parts = tuple(Split(*synthetic.draw(200, seed), synthetic.CLASSES) for seed in (1, 2))
+    monkeypatch.setattr(data, "load_synthetic", lambda: parts)
+    return parts
+
+
+def begin(**settings):
+    return session.begin(Config(**{"dataset": "synthetic", "device": "cpu", "batch_size": 25, **settings}))
+
+
+def test_everything_left_open_is_settled(few_images):
+    run = begin()
+    assert (run.dataset, run.split, run.workers) == ("synthetic", "test", 0)
+    assert run.runtime.precision == runtime.best_precision(torch.device("cpu"))
+    assert run.train is few_images[0]
+    assert run.evaluation is few_images[1]
+
+
+def test_held_out_images_are_not_trained_on_and_come_from_the_training_images(few_images):
+    run = begin(val_size=50)
+    assert (run.split, len(run.train.labels), len(run.evaluation.labels)) == ("val", 150, 50)
+    trained_on, held, all_of_them = (
+        {image.tobytes() for image in images} for images in (run.train.images, run.evaluation.images, few_images[0][0])
+    )
+    assert trained_on.isdisjoint(held)
+    assert trained_on | held == all_of_them
+
+
+def test_limit_takes_the_first_images(few_images):
+    run = begin(limit=60)
+    train, test = few_images
+    np.testing.assert_array_equal(run.train.images, train.images[:60])
+    np.testing.assert_array_equal(run.evaluation.labels, test.labels[:12])
+
+
+def test_the_images_held_out_do_not_depend_on_limit_or_seed():
+    held = begin(val_size=50).evaluation
+    np.testing.assert_array_equal(begin(val_size=50, limit=60, seed=5).evaluation.images, held.images[:12])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 201}, "--batch-size 201: must be at most the number of training images, 200"),
+        ({"batch_size": 26, "limit": 25}, "--batch-size 26: must be at most the number of training images, 25"),
+        ({"val_size": 200}, "--val-size 200: must be below the number of training images, 200"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(settings, message):
+    with pytest.raises(InputError, match=message):
+        begin(**settings)
+
+
+def test_the_parts_follow_the_config():
+    run = begin(limit=60, optimizer_betas=(0.8, 0.95), weight_decay=0.2, label_smoothing=0.3, crop_padding=0, cutout=0)
+    network = session.network(run)
+    optimizer = session.optimizer(run, network, lr=0.07)
+    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [(0.07, (0.8, 0.95))] * 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert session.criterion(run).label_smoothing == 0.3
+    loader = session.loader(run, epochs=2)
+    assert len(loader) == 2 * run.steps_per_epoch == 6
+    pictures = {image.numpy().tobytes() for images, _ in loader for image in images}
+    originals = {image.tobytes() for image in run.train.images}
+    mirrored = {image[:, ::-1].tobytes() for image in run.train.images}
+    assert pictures <= originals | mirrored  # of the augmentation, the flip alone is on
+    assert pictures & mirrored
+
+
+def test_weights_follow_the_seed_alone():
+    first, again, other = (session.network(begin(seed=seed)).resnet.linear.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_evaluation_images_are_the_pixels_themselves(few_images):
+    images, labels = session.evaluation_tensors(begin())
+    np.testing.assert_array_equal(images, few_images[1].images)
+    np.testing.assert_array_equal(labels, few_images[1].labels)
