@@ -70,7 +70,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
         },
     }
 
