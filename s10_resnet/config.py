@@ -221,7 +221,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field) -> None:
     knob: Knob = item.metadata["knob"]
     default = item.default_factory() if item.default is MISSING else item.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = f"{knob.help} ({knob.allowed}; default: {shown or 'none'})".replace("%", "%%")
+    text = f"{knob.help} ({knob.allowed}; default: {'none' if shown == '' else shown})".replace("%", "%%")
     if isinstance(default, bool):
         action = argparse.BooleanOptionalAction
         text = f"{knob.help} (default: {'yes' if default else 'no'})"

@@ -151,4 +151,6 @@ def test_help_shows_every_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
         assert f"--{field.name.replace('_', '-')}" in text
-    assert "default: 0.9 0.99" in text
+    words = " ".join(text.split())
+    assert "default: 0.9 0.99" in words
+    assert "seed of weights, order and augmentation (a whole number from 0 to 4294967295; default: 0)" in words
