@@ -189,7 +189,7 @@ def _show(
     probabilities = engine.predict(network, images, run.runtime).softmax(1).cpu().numpy()
     report.draw_results(folder, history, run.evaluation, run.split, probabilities, run.note)
     terminal.say(
-        f"{summary['status']}: {run.dataset}, {summary['epochs']} epochs, {run.split} accuracy "
+        f"{summary['status']} after epoch {summary['epochs']}: {run.dataset}, {run.split} accuracy "
         f"{summary[f'final_{run.split}_accuracy']:.2%} (best {summary[f'best_{run.split}_accuracy']:.2%} in epoch "
         f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
         f"{summary['images_per_second']:,.0f} images/s"

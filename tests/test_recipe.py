@@ -195,7 +195,7 @@ def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, monkeypatch, capsys):
     assert len(rows(folder)) == 1
     assert checkpoint.load(folder / "last.pt")["model"]["resnet.linear.weight"].any()
     assert drawn[0].std() > 0  # the pictures show the epoch that ended, too
-    assert "interrupted: synthetic, 1 epochs" in capsys.readouterr().out
+    assert "interrupted after epoch 1: synthetic" in capsys.readouterr().out
 
 
 def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):

@@ -131,8 +131,8 @@ def test_ctrl_c_ends_cleanly(tmp_path, workers):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err == "train.py: interrupted\n"
-    assert "interrupted: synthetic" in out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "interrupted"
+    assert f"interrupted after epoch {summary['epochs']}: synthetic" in out
     assert checkpoint.load(tmp_path / "run" / "last.pt")["epoch"] == summary["epochs"] >= 2
     assert (tmp_path / "run" / "curves.png").exists()
