@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from s10_resnet import flags
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, TrainingError
 
@@ -16,7 +17,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, prog: str, descripti
         0; 1 if the training failed; 2 if the input was bad; 130 after Ctrl-C. The last three say why in one line.
     """
     try:
-        config = Config.from_cli(argv, prog=prog, description=description)
+        config = Config(**flags.read(argv, prog=prog, description=description))
         from s10_resnet import recipe  # torch takes seconds to import: --help and a bad flag need not wait for it
 
         getattr(recipe, command)(config)

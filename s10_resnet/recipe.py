@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from s10_resnet import checkpoint, engine, lr_finder, model, optim, outputs, report, session, terminal
+from s10_resnet import checkpoint, engine, flags, lr_finder, model, optim, outputs, report, session, terminal
 from s10_resnet.config import Config
 from s10_resnet.engine import EpochRecord
 from s10_resnet.errors import TrainingError
@@ -71,7 +71,7 @@ def search_lr(config: Config) -> lr_finder.Suggestion:
     found = _find_lr(run, _make_folder(run, "find_lr"))
     if found.max_lr is None:
         raise TrainingError(found.reason)
-    terminal.say(f"next: python scripts/train.py {replace(config, max_lr=found.max_lr, name='').to_cli()}")
+    terminal.say(f"next: python scripts/train.py {flags.line(replace(config, max_lr=found.max_lr, name=''))}")
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import checkpoint, cli, data, engine, lr_finder, model, recipe, report, synthetic
+from s10_resnet import checkpoint, cli, data, engine, flags, lr_finder, model, recipe, report, synthetic
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, TrainingError
@@ -187,7 +187,7 @@ def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, monkeypatch, capsys):
     drawn, draw = [], report.draw_results
     monkeypatch.setattr(report, "draw_results", draw_results)
     monkeypatch.setattr(engine, "fit", interrupted)
-    assert cli.run("train", shlex.split(small(tmp_path, epochs=5).to_cli()), prog="p", description="") == 130
+    assert cli.run("train", shlex.split(flags.line(small(tmp_path, epochs=5))), prog="p", description="") == 130
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == FILES
     summary = json.loads((folder / "summary.json").read_text())
@@ -260,9 +260,9 @@ def test_the_next_command_trains_with_what_was_found(tmp_path, monkeypatch, caps
     monkeypatch.setattr(lr_finder, "range_test", lambda *_, **__: BOWL)
     config = small(tmp_path, seed=3)
     found = recipe.search_lr(config)
-    program, script, *flags = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    program, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
     assert (program, script) == ("python", "scripts/train.py")
-    assert Config.from_cli(flags) == dataclasses.replace(config, max_lr=found.max_lr, name="")
+    assert Config(**flags.read(words)) == dataclasses.replace(config, max_lr=found.max_lr, name="")
 
 
 def test_max_lr_auto_trains_with_what_it_finds(tmp_path, monkeypatch, capsys):

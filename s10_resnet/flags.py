@@ -1,0 +1,94 @@
+"""The command line, generated from the fields of `Config`: flags to settings, and settings back to flags."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn
+
+from s10_resnet.config import Config, bad_value, flag
+from s10_resnet.errors import InputError
+from s10_resnet.knobs import Knob
+
+
+def read(argv: Sequence[str] | None = None, **parser_options: Any) -> dict[str, Any]:
+    """Reads a command line.
+
+    Args:
+        argv: The arguments after the program's name; by default those of this process.
+        **parser_options: Passed to `argparse.ArgumentParser`, such as ``prog`` and ``description``.
+
+    Returns:
+        The values of the flags that were given, by the name of their field.
+
+    Raises:
+        InputError: For an unknown flag or a bad value.
+    """
+    parser = _Parser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options)
+    for item in fields(Config):
+        _add(parser, item)
+    given = vars(parser.parse_args(_attach_negatives(sys.argv[1:] if argv is None else argv)))
+    return {item.name: _parse(item, given[item.name]) for item in fields(Config) if item.name in given}
+
+
+def line(config: Config) -> str:
+    """The flags that differ from the defaults, quoted for a shell; ``read`` reads them back."""
+    default = Config()
+    words: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value == getattr(default, item.name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(item.name) if value else flag(f"no_{item.name}"))
+        else:
+            words += [flag(item.name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would print its usage and exit: the caller owns the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists the flags")
+
+
+def _add(parser: argparse.ArgumentParser, item: Field) -> None:
+    knob: Knob = item.metadata["knob"]
+    default = item.default_factory() if item.default is MISSING else item.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = f"{knob.help} ({knob.allowed}; default: {'none' if shown == '' else shown})".replace("%", "%%")
+    if isinstance(default, bool):
+        action = argparse.BooleanOptionalAction
+        text = f"{knob.help} (default: {'yes' if default else 'no'})"
+        parser.add_argument(flag(item.name), action=action, default=argparse.SUPPRESS, help=text)
+    else:
+        metavar = item.name.rsplit("_", 1)[-1].upper()
+        parser.add_argument(flag(item.name), default=argparse.SUPPRESS, nargs=knob.count, metavar=metavar, help=text)
+
+
+def _parse(item: Field, text: str | bool | list[str]) -> Any:
+    knob: Knob = item.metadata["knob"]
+    try:
+        value = tuple(knob.parse(word) for word in text) if isinstance(text, list) else knob.parse(text)
+    except ValueError:
+        raise bad_value(item, text) from None
+    if not knob.accepts(value):
+        raise bad_value(item, text)  # as it was typed: 0, not 0.0
+    return value
+
+
+def _attach_negatives(argv: Sequence[str]) -> list[str]:
+    """Writes ``--max-lr -1e-3`` as ``--max-lr=-1e-3``, which argparse would take for a flag without its value."""
+    single = {flag(item.name) for item in fields(Config) if item.metadata["knob"].count is None}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in single and re.match(r"-[\d.]|-inf|-nan", word):
+            words[-1] += "=" + word
+        else:
+            words.append(word)
+    return words

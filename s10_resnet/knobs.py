@@ -1,0 +1,110 @@
+"""The kinds of settings: what each takes, how it is read from a command line or JSON, and how it is explained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What the command line and the validation need to know about one field."""
+
+    help: str
+    allowed: str
+    parse: Callable[[str], Any]
+    accepts: Callable[[Any], bool]
+    count: int | None = None  # values after the flag, where there is more than one
+    revive: Callable[[Any], Any] = lambda value: value  # from what JSON made of it
+
+
+def setting(default: Any, knob: Knob) -> Any:
+    """A dataclass field with its knob; a default that can be called is called for each instance."""
+    if callable(default):
+        return field(default_factory=default, metadata={"knob": knob})
+    return field(default=default, metadata={"knob": knob})
+
+
+def whole(default: int, text: str, *, low: int, high: int | None = None, zero: bool = False) -> Any:
+    """A whole number, ``zero`` being one more value below ``low``."""
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return (zero and value == 0) or (value >= low and (high is None or value <= high))
+
+    allowed = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+    return setting(default, Knob(text, ("0 or " if zero else "") + allowed, int, accepts))
+
+
+def number(default: float, text: str, allowed: str, inside: Callable[[float], bool]) -> Any:
+    """A finite number for which ``inside`` holds."""
+    return setting(default, Knob(text, allowed, float, lambda value: _is_number(value) and inside(value)))
+
+
+def learning_rate(default: float, text: str) -> Any:
+    """A number above 0."""
+    return number(default, text, "a number above 0 and at most 1000", lambda value: 0 < value <= 1000)
+
+
+def choice(default: str, text: str, *options: str) -> Any:
+    """One of a few words."""
+    return setting(default, Knob(text, "one of " + ", ".join(options), str, lambda value: value in options))
+
+
+def switch(default: bool, text: str) -> Any:
+    """Yes or no."""
+    return setting(default, Knob(text, "true or false", bool, lambda value: isinstance(value, bool)))
+
+
+def word(default: str, text: str, allowed: str, fits: Callable[[str], Any]) -> Any:
+    """A string for which ``fits`` holds."""
+    return setting(default, Knob(text, allowed, str, lambda value: isinstance(value, str) and bool(fits(value))))
+
+
+def betas(default: tuple[float, float], text: str) -> Any:
+    """Adam's two decay rates."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+
+    def revive(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    return setting(default, Knob(text, "two numbers of at least 0 and below 1", float, accepts, count=2, revive=revive))
+
+
+def folder(default: Path | Callable[[], Path], text: str) -> Any:
+    """A path."""
+
+    def revive(value: Any) -> Any:
+        return Path(value) if isinstance(value, str) else value
+
+    return setting(default, Knob(text, "a folder", _path, lambda value: isinstance(value, Path), revive=revive))
+
+
+def or_auto(knob_field: Any, default: Any) -> Any:
+    """The same knob, with the word ``auto`` as one more value."""
+    knob: Knob = knob_field.metadata["knob"]
+    return setting(
+        default,
+        replace(
+            knob,
+            allowed=f"{knob.allowed}, or auto",
+            parse=lambda text: text if text == "auto" else knob.parse(text),
+            accepts=lambda value: value == "auto" or knob.accepts(value),
+        ),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("the system has no such paths")
+    return Path(text)

@@ -1,0 +1,123 @@
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+from s10_resnet import flags
+from s10_resnet.config import Config
+from s10_resnet.errors import InputError
+
+BAD_VALUES = [
+    ("--epochs", "0"),
+    ("--epochs", "-3"),
+    ("--epochs", "2.5"),
+    ("--epochs", "many"),
+    ("--batch-size", "0"),
+    ("--max-lr", "0"),
+    ("--max-lr", "-0.1"),
+    ("--max-lr", "-1e-3"),
+    ("--max-lr", "nan"),
+    ("--max-lr", "inf"),
+    ("--max-lr", "1e38"),
+    ("--max-lr", "fast"),
+    ("--weight-decay", "-1"),
+    ("--weight-decay", "inf"),
+    ("--label-smoothing", "1"),
+    ("--label-smoothing", "-0.1"),
+    ("--pct-start", "1.5"),
+    ("--anneal", "square"),
+    ("--div-factor", "0.5"),
+    ("--div-factor", "inf"),
+    ("--final-div-factor", "0"),
+    ("--logit-scale", "0"),
+    ("--crop-padding", "17"),
+    ("--cutout", "33"),
+    ("--seed", "-1"),
+    ("--seed", "4294967296"),
+    ("--dataset", "mnist"),
+    ("--val-size", "-5"),
+    ("--limit", "9"),
+    ("--device", "tpu"),
+    ("--device", "cuda:x"),
+    ("--precision", "int8"),
+    ("--workers", "-1"),
+    ("--workers", "some"),
+    ("--finder-start-lr", "0"),
+    ("--finder-end-lr", "-inf"),
+    ("--finder-steps", "5"),
+    ("--name", "../elsewhere"),
+    ("--name", ".hidden"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), BAD_VALUES)
+def test_bad_value_names_flag_value_and_what_is_allowed(flag, value):
+    with pytest.raises(InputError) as caught:
+        flags.read([flag, value])
+    message = str(caught.value)
+    assert message.startswith(f"{flag} {value}: must be ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("betas", [("0.9", "1"), ("-0.1", "0.99"), ("0.9", "x"), ("0.9", "nan")])
+def test_bad_betas_are_named_together(betas):
+    with pytest.raises(InputError, match=rf"^--optimizer-betas {betas[0]} {betas[1]}: must be two numbers"):
+        flags.read(["--optimizer-betas", *betas])
+
+
+@pytest.mark.parametrize(
+    "argv", [["--no-such-flag"], ["--epochs"], ["--optimizer-betas", "0.9"], ["stray"], ["--epoch", "3"]]
+)
+def test_a_malformed_command_line_is_one_line(argv):
+    with pytest.raises(InputError) as caught:
+        flags.read(argv)
+    assert argv[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_kind_of_flag_is_read():
+    line = (
+        "--epochs 3 --max-lr auto --optimizer-betas 0.8 0.95 --no-flip --workers 2 --data-dir /some/where "
+        "--weight-decay 0 --anneal cos --name a-run --limit 0 --val-size 100"
+    )
+    config = Config(**flags.read(shlex.split(line)))
+    assert config == Config(
+        epochs=3,
+        max_lr="auto",
+        optimizer_betas=(0.8, 0.95),
+        flip=False,
+        workers=2,
+        data_dir=Path("/some/where"),
+        weight_decay=0.0,
+        anneal="cos",
+        name="a-run",
+        val_size=100,
+    )
+
+
+def test_the_flags_lead_back_to_the_config():
+    config = Config(
+        epochs=5,
+        max_lr=0.002,
+        flip=False,
+        optimizer_betas=(0.85, 0.999),
+        data_dir=Path("a folder/with 'quotes'"),
+        limit=10,
+        finder_start_lr=1e-7,
+    )
+    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+    assert flags.line(Config()) == ""
+    assert flags.line(Config(max_lr=0.002)) == "--max-lr 0.002"
+
+
+def test_help_shows_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        flags.read(["--help"], prog="train.py")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    words = " ".join(text.split())
+    assert "default: 0.9 0.99" in words
+    assert "seed of weights, order and augmentation (a whole number from 0 to 4294967295; default: 0)" in words
