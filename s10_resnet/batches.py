@@ -1,14 +1,15 @@
 """From arrays of images to augmented batches on their way to the device.
 
 A batch is planned before it is made: a plan says which images it takes and what seeds its augmentation. The shuffle
-depends on (seed, epoch), the draws on (seed, epoch, batch index), so the same bits come out of 0, 2 or 16 workers.
+depends on (seed, epoch), the draws on (seed, epoch, batch index, rank), so the same bits come out of 0, 2 or 16
+workers, and a run can go on from any step.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from s10_resnet import signals
 from s10_resnet.data import Split
 from s10_resnet.transforms import pad, seed_transform, train_transform, use_one_thread
 
@@ -23,7 +25,7 @@ from s10_resnet.transforms import pad, seed_transform, train_transform, use_one_
 class Plan(NamedTuple):
     """Which images make a batch, and the key its augmentation is seeded with."""
 
-    key: tuple[int, int, int]  # seed, epoch, batch index
+    key: tuple[int, int, int, int]  # seed, epoch, batch index, rank
     samples: np.ndarray  # int64 [B]
 
 
@@ -31,11 +33,31 @@ class Plans(Sampler[Plan]):
     """The plans of a whole run, epoch after epoch, so that workers prefetch across the end of an epoch.
 
     Every image comes once an epoch; where the batch size does not divide the number of images, the last batch is
-    smaller.
+    smaller. Where several processes train together, each takes every so-manyth image of every batch.
+
+    Args:
+        images: Training images.
+        batch_size: Images in a step of all processes together.
+        epochs: Passes over the images.
+        seed: Of order and augmentation.
+        first_step: Where to begin: the plans of so many steps are left out.
+        rank: Which of the processes this is.
+        world_size: How many there are.
     """
 
-    def __init__(self, images: int, batch_size: int, epochs: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        *,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
+        self.first_step, self.rank, self.world_size = first_step, rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,13 +65,15 @@ class Plans(Sampler[Plan]):
         return math.ceil(self.images / self.batch_size)
 
     def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.epochs * self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[Plan]:
-        for epoch in range(self.epochs):
+        begun, done = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(begun, self.epochs):
             order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
-            for index in range(self.steps_per_epoch):
-                yield Plan((self.seed, epoch, index), order[index * self.batch_size : (index + 1) * self.batch_size])
+            for index in range(done if epoch == begun else 0, self.steps_per_epoch):
+                batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+                yield Plan((self.seed, epoch, index, self.rank), batch[self.rank :: self.world_size])
 
 
 class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -75,7 +99,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_memory: bool) -> DataLoader:
-    """One pass over this loader is one whole run: ``plans.epochs`` epochs of batches in the order of their plans."""
+    """One pass over this loader is one whole run, or the rest of one: the batches in the order of their plans."""
     return DataLoader(
         batches,
         sampler=plans,
@@ -87,6 +111,24 @@ def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_m
     )
 
 
+@contextmanager
+def running(loader: DataLoader) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Starts a loader's workers and, however the block is left, ends them.
+
+    A signal to the whole process group is for the main process alone: workers that died of it would take batches with
+    them which the step in hand still needs.
+    """
+    with signals.withheld():
+        batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # private, but the public way is to leave it to the garbage collector
+            for worker in batches._workers:
+                worker.kill()
+
+
 def _start_worker(worker: int) -> None:
     use_one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the workers
+    signals.leave_to_parent()

@@ -77,10 +77,17 @@ class Config:
         lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text),
     )
     precision: str = knobs.choice("auto", "number format of the forward pass", "auto", "fp32", "bf16", "fp16")
+    deterministic: bool = knobs.switch(False, "the same bits on every run on CUDA, too, which is slower there")
     workers: int | str = knobs.or_auto(knobs.whole(0, "augmentation processes", low=0, high=256), "auto")
     finder_start_lr: float = knobs.learning_rate(1e-6, "first learning rate of the range test")
     finder_end_lr: float = knobs.learning_rate(1.0, "last learning rate of the range test")
     finder_steps: int = knobs.whole(100, "steps of the range test", low=20, high=100_000)
+    checkpoint_every_minutes: float = knobs.number(
+        5.0,
+        "time between checkpoints within an epoch; every epoch ends with one",
+        "a number above 0",
+        lambda v: v > 0,
+    )
     output_dir: Path = knobs.folder(Path("outputs"), "folder of the run folders")
     name: str = knobs.word(
         "",

@@ -1,4 +1,4 @@
-"""The two ways a command can fail that are not bugs."""
+"""The ways a command can fail that are not bugs."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that began well cannot go on, say because its loss is no longer a number; exit code 1."""
+
+
+class MachineError(RuntimeError):
+    """The machine let a run down, say with a full disk: one line with cause and remedy; exit code 1."""

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from s10_resnet.config import Config, bad_value, flag
@@ -15,15 +16,16 @@ from s10_resnet.errors import InputError
 from s10_resnet.knobs import Knob
 
 
-def read(argv: Sequence[str] | None = None, **parser_options: Any) -> dict[str, Any]:
+def read(argv: Sequence[str] | None = None, *, resumable: bool = False, **parser_options: Any) -> dict[str, Any]:
     """Reads a command line.
 
     Args:
         argv: The arguments after the program's name; by default those of this process.
+        resumable: Whether there is a flag ``--resume``, which is no setting of a run but names one.
         **parser_options: Passed to `argparse.ArgumentParser`, such as ``prog`` and ``description``.
 
     Returns:
-        The values of the flags that were given, by the name of their field.
+        The values of the flags that were given, by the name of their field; ``resume`` is a path.
 
     Raises:
         InputError: For an unknown flag or a bad value.
@@ -31,8 +33,12 @@ def read(argv: Sequence[str] | None = None, **parser_options: Any) -> dict[str, 
     parser = _Parser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options)
     for item in fields(Config):
         _add(parser, item)
+    if resumable:
+        text = "go on with a run: its folder, or a checkpoint in it; settings are the run's own"
+        parser.add_argument("--resume", metavar="RUN", default=argparse.SUPPRESS, help=text)
     given = vars(parser.parse_args(_attach_negatives(sys.argv[1:] if argv is None else argv)))
-    return {item.name: _parse(item, given[item.name]) for item in fields(Config) if item.name in given}
+    read = {item.name: _parse(item, given[item.name]) for item in fields(Config) if item.name in given}
+    return {**read, "resume": _existing(given["resume"])} if "resume" in given else read
 
 
 def line(config: Config) -> str:
@@ -80,6 +86,15 @@ def _parse(item: Field, text: str | bool | list[str]) -> Any:
     if not knob.accepts(value):
         raise bad_value(item, text)  # as it was typed: 0, not 0.0
     return value
+
+
+def _existing(text: str) -> Path:
+    try:
+        if text and Path(text).exists():
+            return Path(text)
+    except (OSError, ValueError):  # longer than the system's paths, or with a zero byte
+        pass
+    raise InputError(f"--resume {text}: must be the folder of a run, or a checkpoint in it")
 
 
 def _attach_negatives(argv: Sequence[str]) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from itertools import count
@@ -51,13 +52,38 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a row to a CSV file, whose head is written with the first."""
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a head, whole; the rows have the same keys."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: For a file that is missing or is not JSON.
+    """
+    try:
+        return json.loads(_read(path), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: is not JSON") from None
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Reads a CSV file of `write_rows`.
+
+    Raises:
+        InputError: For a file that is missing, or that holds anything but a head and rows of as many numbers.
+    """
+    try:
+        head, *rows = csv.reader(io.StringIO(_read(path), newline=""), strict=True)
+        return [dict(zip(head, map(float, row), strict=True)) for row in rows]
+    except (ValueError, csv.Error):
+        raise InputError(f"{path}: is not a table of numbers under a head") from None
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -91,3 +117,14 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

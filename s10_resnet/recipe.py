@@ -1,78 +1,140 @@
-"""The two things the package does, from a `Config` to files in a run folder. The only file that knows all others."""
+"""What the package does, from a `Config` to files in a run folder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from s10_resnet import checkpoint, engine, flags, lr_finder, model, optim, outputs, report, session, terminal
+from s10_resnet import (
+    batches,
+    files,
+    flags,
+    lr_finder,
+    outputs,
+    report,
+    resumption,
+    session,
+    signals,
+    terminal,
+    training,
+)
 from s10_resnet.config import Config
-from s10_resnet.engine import EpochRecord
-from s10_resnet.errors import TrainingError
+from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.session import Session
+from s10_resnet.training import CHECKPOINT, PREVIOUS
 
-STATUS = {type(None): "completed", KeyboardInterrupt: "interrupted", TrainingError: "failed"}
 
-
+@signals.heeded()
 def train(config: Config) -> dict[str, Any]:
     """Trains the network and leaves records, weights and plots in a new run folder.
 
+    Where ``torchrun`` starts its processes anew after a failure, the run goes on from its last checkpoint.
+
     Returns:
-        The content of ``summary.json``; accuracies are fractions of 1.
+        The content of ``summary.json``; accuracies are fractions of 1. Nothing in processes other than rank 0.
 
     Raises:
         InputError: For settings that do not fit the machine or the data; nothing has been written then.
-        TrainingError: If the loss stops being a number, or ``max_lr="auto"`` finds none.
-        KeyboardInterrupt: After Ctrl-C, once everything of the finished epochs has been written.
+        TrainingError: If a loss is not a finite number, or ``max_lr="auto"`` finds none.
+        MachineError: If the disk is full, a worker was killed and the like; the last checkpoint is whole.
+        Stopped: After Ctrl-C or SIGTERM, once a checkpoint and everything of the finished epochs has been written.
     """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        if not config.name:
+            raise InputError("--name: must be given under torchrun, or what is restarted cannot find its run")
+        if (config.output_dir / config.name).is_dir():
+            return _resume(config.output_dir / config.name, vars(config))
     run = session.begin(config)
+    if run.runtime.rank:
+        return training.follow(run, run.runtime.share(0.0)) or {}
     folder = _make_folder(run, "train")
-    max_lr = config.max_lr
-    if max_lr == "auto":
-        found = _find_lr(run, folder)
-        if found.max_lr is None:
-            raise TrainingError(f"--max-lr auto: {found.reason}")
-        max_lr = found.max_lr
-
-    network = session.network(run)
-    terminal.say(f"{model.count_parameters(network):,} parameters, max LR {max_lr:.3g}")
-    history: list[EpochRecord] = []
-    stop: BaseException | None = None
-    try:
-        for record in _epochs(run, network, max_lr, folder):
-            _keep(record, history, run, network, folder)
-            history.append(record)
-    except (KeyboardInterrupt, TrainingError) as error:
-        stop = error
-    summary = {}
-    if history:
-        summary = _summary(run, history, max_lr, STATUS[type(stop)], model.count_parameters(network))
-        outputs.write_json(folder / "summary.json", summary)
-        _show(run, network, history, summary, folder)
-    if stop is not None:
-        raise stop
-    return summary
+    with files.locked(folder):
+        return training.carry_out(run, folder, run.runtime.share(_max_lr(run, folder)))
 
 
+@signals.heeded()
+def resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Goes on with a run from its last checkpoint, to the very bits that it would have come to uninterrupted.
+
+    That holds on a CPU with the same number of threads, on CUDA with ``deterministic``, and in the environment the run
+    was begun in; another one is warned of.
+
+    Args:
+        path: The run's folder, or a checkpoint in it.
+        asked: Settings that were given this time. They have to be those of the run, but for `resumption.FREE`.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        InputError: If there is no such run, its checkpoint is damaged, its settings differ, or another process is
+            working on it. Nothing has been changed then.
+        TrainingError: See `train`.
+        MachineError: See `train`.
+        Stopped: See `train`.
+    """
+    return _resume(path, asked)
+
+
+@signals.heeded()
 def search_lr(config: Config) -> lr_finder.Suggestion:
     """Runs the learning-rate range test and leaves its curve and suggestions in a new run folder.
 
     Raises:
         InputError: For settings that do not fit the machine or the data; nothing has been written then.
         TrainingError: If the curve has no minimum; the folder holds it.
+        Stopped: After Ctrl-C or SIGTERM.
     """
     run = session.begin(config)
+    if run.runtime.world_size > 1:
+        raise InputError("a range test is for one process: start it without torchrun")
     found = _find_lr(run, _make_folder(run, "find_lr"))
     if found.max_lr is None:
         raise TrainingError(found.reason)
     terminal.say(f"next: python scripts/train.py {flags.line(replace(config, max_lr=found.max_lr, name=''))}")
     return found
+
+
+def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    folder = path if path.is_dir() else path.parent
+    follower = int(os.environ.get("RANK", 0)) > 0
+    with ExitStack() as held:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"--resume {path}: must be the folder of a run, or a checkpoint in it")
+        if not follower:
+            held.enter_context(files.locked(folder))
+        config = Config.from_json(outputs.read_json(folder / "config.json"))
+        source = resumption.source(folder, path)
+        saved = resumption.load(source) if source else None
+        changed = resumption.differences(config, saved, asked)
+        if changed:
+            raise InputError(f"--resume {path}: a run cannot go on with other settings: {'; '.join(changed)}")
+        config = replace(config, **{name: asked[name] for name in resumption.FREE if name in asked})
+        run = session.begin(replace(config, dataset=saved["dataset"]) if saved else config)._replace(config=config)
+        if follower:
+            return training.follow(run, run.runtime.share(0.0), saved) or {}
+        terminal.say(f"going on in {folder}: {_what(run)}")
+        if saved:
+            resumption.warn_of_changes(saved["environment"], run.environment)
+        max_lr = run.runtime.share(saved["max_lr"] if saved else _max_lr(run, folder))
+        if source == folder / PREVIOUS:
+            source.replace(folder / CHECKPOINT)  # or the next checkpoint would push out the good one, not the damaged
+        return training.carry_out(run, folder, max_lr, saved)
+
+
+def _max_lr(run: Session, folder: Path) -> float:
+    if run.config.max_lr != "auto":
+        return run.config.max_lr
+    found = _find_lr(run.alone, folder)
+    if found.max_lr is None:
+        raise TrainingError(f"--max-lr auto: {found.reason}")
+    return found.max_lr
 
 
 def _make_folder(run: Session, command: str) -> Path:
@@ -88,36 +150,42 @@ def _make_folder(run: Session, command: str) -> Path:
             "Its accuracy says nothing about CIFAR-10. --dataset cifar10 tells what to do about it."
         )
     terminal.say(f"writing to {folder}")
-    terminal.say(
+    terminal.say(_what(run))
+    return folder
+
+
+def _what(run: Session) -> str:
+    return (
         f"{run.dataset}: {len(run.train.labels):,} training and {len(run.evaluation.labels):,} {run.split} images; "
         f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers"
     )
-    return folder
 
 
 def _find_lr(run: Session, folder: Path) -> lr_finder.Suggestion:
     config, network = run.config, session.network(run)
-    curve = lr_finder.range_test(
-        network,
-        session.loader(run, epochs=math.ceil(config.finder_steps / run.steps_per_epoch)),
-        session.optimizer(run, network, lr=config.finder_start_lr),
-        session.criterion(run),
-        run.runtime,
-        start_lr=config.finder_start_lr,
-        end_lr=config.finder_end_lr,
-        steps=config.finder_steps,
-        watch=partial(terminal.range_test_bar, total=config.finder_steps),
-    )
+    with batches.running(session.loader(run, math.ceil(config.finder_steps / run.steps_per_epoch))) as stream:
+        curve = lr_finder.range_test(
+            network,
+            stream,
+            session.optimizer(run, network, lr=config.finder_start_lr),
+            session.criterion(run),
+            run.runtime,
+            start_lr=config.finder_start_lr,
+            end_lr=config.finder_end_lr,
+            steps=config.finder_steps,
+            watch=partial(terminal.range_test_bar, total=config.finder_steps),
+        )
     found = lr_finder.suggest(curve)
-    for lr, loss, smoothed in zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True):
-        outputs.append_row(folder / "lr_finder.csv", {"lr": lr, "loss": loss, "smoothed_loss": smoothed})
+    points = zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True)
+    rows = [{"lr": lr, "loss": loss, "smoothed_loss": smoothed} for lr, loss, smoothed in points]
+    outputs.write_rows(folder / "lr_finder.csv", rows)
     content = {
         "recommended_max_lr": found.max_lr,
         "reason": found.reason,
         "suggestions": found.suggestions,
         "dataset": run.dataset,
         "config": config.to_json(),
-        **outputs.provenance(run.runtime.device),
+        **run.environment,
     }
     outputs.write_json(folder / "lr_finder.json", content)
     report.draw_range_test(folder, curve, found, run.note)
@@ -125,110 +193,3 @@ def _find_lr(run: Session, folder: Path) -> lr_finder.Suggestion:
         terminal.say(f"  {name:<12} {lr:.2e}{'  <- recommended' if name == found.recommended else ''}")
     terminal.say(found.reason)
     return found
-
-
-def _epochs(run: Session, network: nn.Module, max_lr: float, folder: Path) -> Iterator[EpochRecord]:
-    """Draws what can be drawn beforehand, then yields an epoch's record as soon as it has ended."""
-    config, loader = run.config, session.loader(run, run.config.epochs)
-    schedule = {
-        "max_lr": max_lr,
-        "total_steps": len(loader),
-        "pct_start": config.pct_start,
-        "anneal": config.anneal,
-        "div_factor": config.div_factor,
-        "final_div_factor": config.final_div_factor,
-    }
-    images, labels = loader.dataset[next(iter(loader.sampler))]
-    names = [run.train.classes[label] for label in labels]
-    report.draw_plan(folder, images.numpy(), names, optim.planned_lrs(**schedule), run.steps_per_epoch, run.note)
-
-    optimizer = session.optimizer(run, network, max_lr)
-    with terminal.Progress(config.epochs, len(run.train.labels), run.split) as progress:
-        for record in engine.fit(
-            network,
-            loader,
-            *session.evaluation_tensors(run),
-            optimizer,
-            optim.one_cycle(optimizer, **schedule),
-            session.criterion(run),
-            run.runtime,
-            epochs=config.epochs,
-            watch=progress.watch,
-        ):
-            progress.report(record)
-            yield record
-
-
-def _keep(record: EpochRecord, history: Sequence[EpochRecord], run: Session, network: nn.Module, folder: Path) -> None:
-    """Writes an epoch down and saves its weights, unless it went astray: the last good ones stay."""
-    outputs.append_row(folder / "history.csv", _named(record, run.split))
-    if not math.isfinite(record.train_loss + record.eval_loss):
-        raise TrainingError(
-            f"epoch {record.epoch}: the loss is no longer a number; --max-lr is the first thing to lower, and "
-            f"scripts/find_lr.py finds one. {folder} holds the epochs before"
-        )
-    state = {
-        "model": network.state_dict(),
-        "epoch": record.epoch,
-        f"{run.split}_accuracy": record.eval_accuracy,
-        "dataset": run.dataset,
-        "classes": list(run.train.classes),
-        "config": run.config.to_json(),
-    }
-    checkpoint.save(folder / "last.pt", state)
-    if all(record.eval_accuracy > earlier.eval_accuracy for earlier in history):
-        checkpoint.save(folder / "best.pt", state)
-
-
-def _show(
-    run: Session, network: nn.Module, history: Sequence[EpochRecord], summary: dict[str, Any], folder: Path
-) -> None:
-    """Draws the results of the last epoch that ended, and says what it all came to."""
-    network.load_state_dict(checkpoint.load(folder / "last.pt")["model"])  # a stopped epoch has moved on from it
-    images, _ = session.evaluation_tensors(run)
-    probabilities = engine.predict(network, images, run.runtime).softmax(1).cpu().numpy()
-    report.draw_results(folder, history, run.evaluation, run.split, probabilities, run.note)
-    terminal.say(
-        f"{summary['status']} after epoch {summary['epochs']}: {run.dataset}, {run.split} accuracy "
-        f"{summary[f'final_{run.split}_accuracy']:.2%} (best {summary[f'best_{run.split}_accuracy']:.2%} in epoch "
-        f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
-        f"{summary['images_per_second']:,.0f} images/s"
-    )
-    terminal.say(f"see {folder / 'curves.png'}")
-
-
-def _named(record: EpochRecord, split: str) -> dict[str, float]:
-    """A record under the name of its evaluation images: a held-out figure is never called a test figure."""
-    return {key.replace("eval_", f"{split}_"): value for key, value in asdict(record).items()}
-
-
-def _summary(
-    run: Session, history: Sequence[EpochRecord], max_lr: float, status: str, parameters: int
-) -> dict[str, Any]:
-    last = history[-1]
-    best = max(history, key=lambda record: record.eval_accuracy)  # the first of equals
-    train_seconds = sum(record.train_seconds for record in history)
-    return {
-        "status": status,
-        "dataset": run.dataset,
-        "epochs": last.epoch,
-        "parameters": parameters,
-        "seed": run.config.seed,
-        "max_lr": max_lr,
-        "final_train_accuracy": last.train_accuracy,
-        f"final_{run.split}_accuracy": last.eval_accuracy,
-        "best_train_accuracy": max(record.train_accuracy for record in history),
-        f"best_{run.split}_accuracy": best.eval_accuracy,
-        "best_epoch": best.epoch,
-        "final_train_loss": last.train_loss,
-        f"final_{run.split}_loss": last.eval_loss,
-        "train_images": len(run.train.labels),
-        f"{run.split}_images": len(run.evaluation.labels),
-        "train_seconds": train_seconds,
-        "eval_seconds": sum(record.eval_seconds for record in history),
-        "images_per_second": last.epoch * len(run.train.labels) / train_seconds,
-        "device": str(run.runtime.device),
-        "precision": run.runtime.precision,
-        "workers": run.workers,
-        **outputs.provenance(run.runtime.device),
-    }

@@ -9,8 +9,8 @@ import numpy as np
 
 from s10_resnet import plots
 from s10_resnet.data import Split
-from s10_resnet.engine import EpochRecord
 from s10_resnet.lr_finder import LRCurve, Suggestion, smooth
+from s10_resnet.state import EpochRecord
 
 GRID_IMAGES = 32
 

@@ -1,11 +1,14 @@
-"""Where the numbers are crunched and in which format."""
+"""Where the numbers are crunched, in which format, and by how many processes."""
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from s10_resnet.errors import InputError
 
@@ -14,11 +17,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device and a number format. With fp32 both autocast and scaler are there and do nothing."""
+    """A device, a number format, and this process's place among those that train together.
+
+    With fp32 both autocast and scaler are there and do nothing; so do the methods that speak to other processes, where
+    there are none.
+    """
 
     device: torch.device
     precision: str
     scaler: torch.amp.GradScaler
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def autocast_options(self) -> dict:
@@ -29,26 +38,64 @@ class Runtime:
             "enabled": self.precision != "fp32",
         }
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """What to add many numbers up in: the widest format of the device."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
         return torch.autocast(**self.autocast_options)
 
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model, its gradients averaged over all processes. Rank 0's weights and buffers are everybody's."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
-def start(device: str, precision: str) -> Runtime:
-    """Settles what ``auto`` means on this machine.
+    def total(self, tensor: Tensor) -> Tensor:
+        """The tensor, changed into its sum over all processes."""
+        if self.world_size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def share(self, number: float) -> float:
+        """Rank 0's number; no process goes on before all have come here."""
+        mine = number if self.rank == 0 else 0.0
+        return self.total(torch.tensor(mine, dtype=self.sum_dtype, device=self.device)).item()
+
+
+def start(device: str, precision: str, *, deterministic: bool = False) -> Runtime:
+    """Settles what ``auto`` means on this machine, and joins the processes that ``torchrun`` has started.
 
     Args:
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto`` (see `best_precision`), ``fp32``, ``bf16`` or ``fp16``.
+        deterministic: Take algorithms that give the same bits every time, where CUDA has a choice of them.
 
     Raises:
         InputError: For a device that is not there, or a format that it cannot train in.
     """
+    world_size, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     chosen = _device(device)
+    if world_size > 1 and chosen.type == "cuda":
+        chosen = _device(f"cuda:{local_rank}")
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision == "fp16" and chosen.type != "cuda":
         raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {chosen.type}; fp16 is for CUDA devices")
-    return Runtime(chosen, precision, torch.amp.GradScaler(chosen.type, enabled=precision == "fp16"))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        # Only warn: torch goes by kinds of operations, and this has not been tried on a CUDA device yet.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
+    if world_size == 1:
+        return Runtime(chosen, precision, scaler)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(distributed.destroy_process_group)
+    return Runtime(chosen, precision, scaler, distributed.get_rank(), world_size)
 
 
 def best_precision(device: torch.device) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from s10_resnet import data, model, optim, runtime
+from s10_resnet import data, model, optim, outputs, runtime
 from s10_resnet.batches import AugmentedBatches, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
+from s10_resnet.state import TrainingState
 from s10_resnet.transforms import MEAN, STD
 
 
@@ -44,6 +46,21 @@ class Session(NamedTuple):
         return math.ceil(len(self.train.labels) / self.config.batch_size)
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What, beside the settings, the bits of a training depend on."""
+        return {
+            "device": str(self.runtime.device),
+            "precision": self.runtime.precision,
+            "processes": self.runtime.world_size,
+            **outputs.provenance(self.runtime.device),
+        }
+
+    @property
+    def alone(self) -> Session:
+        """The same without the other processes, for what rank 0 does by itself."""
+        return self._replace(runtime=replace(self.runtime, rank=0, world_size=1))
+
+    @property
     def note(self) -> str:
         """What every plot's title ends with: nothing, or that the data is the stand-in."""
         return " (synthetic data)" if self.dataset == "synthetic" else ""
@@ -55,7 +72,7 @@ def begin(config: Config) -> Session:
     Raises:
         InputError: For settings that do not fit the machine or the data.
     """
-    run = runtime.start(config.device, config.precision)
+    run = runtime.start(config.device, config.precision, deterministic=config.deterministic)
     workers = runtime.default_workers(run.device) if config.workers == "auto" else config.workers
     train, evaluation, dataset = data.load(config.dataset, config.data_dir)
     split = "test"
@@ -67,6 +84,12 @@ def begin(config: Config) -> Session:
     if config.batch_size > len(train.labels):
         raise InputError(
             f"--batch-size {config.batch_size}: must be at most the number of training images, {len(train.labels)}"
+        )
+    ragged = len(train.labels) % config.batch_size
+    if config.batch_size % run.world_size or ragged % run.world_size:
+        raise InputError(
+            f"--batch-size {config.batch_size}: must be a multiple of the {run.world_size} processes, and so must the "
+            f"{ragged} images that an epoch of {len(train.labels)} leaves for its last batch"
         )
     return Session(config, run, workers, dataset, train, evaluation, split)
 
@@ -90,12 +113,40 @@ def criterion(session: Session) -> nn.Module:
     return nn.CrossEntropyLoss(label_smoothing=session.config.label_smoothing)
 
 
-def loader(session: Session, epochs: int) -> DataLoader:
-    """The augmented batches of ``epochs`` epochs."""
+def schedule(session: Session, max_lr: float) -> dict[str, float | int | str]:
+    """The keyword arguments of `optim.one_cycle`."""
     config = session.config
+    return {
+        "max_lr": max_lr,
+        "total_steps": config.epochs * session.steps_per_epoch,
+        "pct_start": config.pct_start,
+        "anneal": config.anneal,
+        "div_factor": config.div_factor,
+        "final_div_factor": config.final_div_factor,
+    }
+
+
+def training_state(session: Session, max_lr: float) -> TrainingState:
+    """A training that is about to begin."""
+    model = network(session)
+    adam = optimizer(session, model, max_lr)
+    return TrainingState(model, adam, optim.one_cycle(adam, **schedule(session, max_lr)), session.runtime)
+
+
+def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
+    """The augmented batches of ``epochs`` epochs from ``first_step`` on, or this process's part of them."""
+    config, run = session.config, session.runtime
     batches = AugmentedBatches(session.train, crop_padding=config.crop_padding, flip=config.flip, cutout=config.cutout)
-    plans = Plans(len(session.train.labels), config.batch_size, epochs, config.seed)
-    return train_loader(batches, plans, workers=session.workers, pin_memory=session.runtime.device.type == "cuda")
+    plans = Plans(
+        len(session.train.labels),
+        config.batch_size,
+        epochs,
+        config.seed,
+        first_step=first_step,
+        rank=run.rank,
+        world_size=run.world_size,
+    )
+    return train_loader(batches, plans, workers=session.workers, pin_memory=run.device.type == "cuda")
 
 
 def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:

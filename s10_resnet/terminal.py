@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from s10_resnet.engine import EpochRecord, Totals
+from s10_resnet.state import EpochRecord, Totals
 
 REFRESH_SECONDS = 0.5  # reading the totals waits for the device
 
@@ -29,10 +29,10 @@ def warn(text: str) -> None:
 class Progress:
     """A bar over the epochs and one over the images of the present epoch; without a terminal both do nothing."""
 
-    def __init__(self, epochs: int, images: int, split: str) -> None:
-        self.epochs, self.images, self.split = epochs, images, split
+    def __init__(self, epochs: int, images: int, split: str, done: int = 0) -> None:
+        self.epochs, self.images, self.split, self.done = epochs, images, split, done
         self.start = time.perf_counter()
-        self.run = tqdm(total=epochs, desc="run", unit="epoch", disable=None, dynamic_ncols=True)
+        self.run = tqdm(total=epochs, initial=done, desc="run", unit="epoch", disable=None, dynamic_ncols=True)
 
     def watch(self, steps: Iterator[Totals]) -> Iterator[Totals]:
         """Shows an epoch's running totals, reading them from the device only when the bar is drawn."""
@@ -49,7 +49,7 @@ class Progress:
         """Prints an epoch's line."""
         self.run.update()
         elapsed = time.perf_counter() - self.start
-        left = elapsed / record.epoch * (self.epochs - record.epoch)
+        left = elapsed / (record.epoch - self.done) * (self.epochs - record.epoch)
         say(
             f"epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}"
             f"  train loss {record.train_loss:.4f} accuracy {record.train_accuracy:7.2%}"

@@ -1,8 +1,14 @@
+import contextlib
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
-from s10_resnet.batches import AugmentedBatches, Plan, Plans, train_loader
+from s10_resnet import faults
+from s10_resnet.batches import AugmentedBatches, Plan, Plans, running, train_loader
 from s10_resnet.data import Split
 
 OFF = {"crop_padding": 0, "flip": False, "cutout": 0}
@@ -24,7 +30,7 @@ def test_every_image_comes_once_an_epoch_in_a_new_order():
     assert (plans.steps_per_epoch, len(plans)) == (4, 12)
     drawn = list(plans)
     assert [len(plan.samples) for plan in drawn] == [16, 16, 16, 2] * 3
-    assert [plan.key for plan in drawn[:5]] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 0)]
+    assert [plan.key[:3] for plan in drawn[:5]] == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 0)]
     orders = [np.concatenate([plan.samples for plan in drawn[4 * e : 4 * e + 4]]) for e in range(3)]
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(50))
@@ -38,8 +44,28 @@ def test_the_order_follows_the_seed():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize("first_step", range(13))
+def test_a_run_goes_on_from_any_step(first_step):
+    def comparable(plans):
+        return [(plan.key, plan.samples.tolist()) for plan in plans]
+
+    rest = Plans(50, 16, 3, seed=0, first_step=first_step)
+    assert comparable(rest) == comparable(Plans(50, 16, 3, seed=0))[first_step:]
+    assert len(rest) == 12 - first_step
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_every_batch_among_them(world_size):
+    whole = list(Plans(48, 16, 2, seed=5))
+    parts = zip(*(Plans(48, 16, 2, 5, rank=rank, world_size=world_size) for rank in range(world_size)), strict=True)
+    for plan, shares in zip(whole, parts, strict=True):
+        assert {len(share.samples) for share in shares} == {16 // world_size}
+        np.testing.assert_array_equal(np.sort(np.concatenate([s.samples for s in shares])), np.sort(plan.samples))
+        assert [share.key for share in shares] == [(*plan.key[:3], rank) for rank in range(world_size)]
+
+
 def test_without_augmentation_the_pixels_are_the_data_sets(split):
-    plan = Plan((0, 0, 0), np.array([3, 1, 4]))
+    plan = Plan((0, 0, 0, 0), np.array([3, 1, 4]))
     images, labels = AugmentedBatches(split, **OFF)[plan]
     assert images.dtype == torch.uint8
     np.testing.assert_array_equal(images, split.images[[3, 1, 4]])
@@ -73,14 +99,54 @@ def test_the_data_set_itself_is_never_changed(split):
     np.testing.assert_array_equal(split.images, before)
 
 
-def test_ctrl_c_is_left_to_the_main_process():
-    import signal
-    import subprocess
-    import sys
+def children():
+    return {process.pid for process in multiprocessing.active_children()}
 
-    code = (
-        "import signal; from s10_resnet.batches import _start_worker; _start_worker(0);"
-        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
-    )
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+class Dataset(torch.utils.data.Dataset):
+    """Tells what its worker does with the signals, or dies of one."""
+
+    def __init__(self, kill=0):
+        self.kill = kill
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if self.kill and index >= 4:
+            os.kill(os.getpid(), self.kill)
+        return index
+
+
+def test_a_signal_to_the_whole_group_is_left_to_the_main_process():
+    loader = train_loader(Dataset(signal.SIGTERM), range(100), workers=2, pin_memory=False)
+    with running(loader) as batches:
+        assert list(batches) == list(range(100))  # each worker has sent itself dozens
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
+def test_workers_never_get_a_signal_not_even_before_they_are_ready(monkeypatch):
+    monkeypatch.setattr("s10_resnet.batches._start_worker", lambda worker: None)
+    loader = train_loader(Dataset(signal.SIGTERM), range(100), workers=1, pin_memory=False)
+    with running(loader) as batches:
+        assert list(batches) == list(range(100))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.parametrize("error", [None, KeyError, KeyboardInterrupt])
+def test_no_worker_is_left_however_a_run_ends(error):
+    before = children()
+    loader = train_loader(Dataset(), range(100), workers=2, pin_memory=False)
+    with contextlib.suppress(KeyError, KeyboardInterrupt), running(loader) as batches:
+        next(batches)
+        assert len(children() - before) == 2
+        if error:
+            raise error
+    assert children() == before
+
+
+def test_a_killed_worker_is_an_error_of_the_machine():
+    loader = train_loader(Dataset(signal.SIGKILL), range(100), workers=1, pin_memory=False)
+    with pytest.raises(RuntimeError) as caught, running(loader) as batches:
+        list(batches)
+    assert "a worker was killed" in faults.explain(caught.value)

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import checkpoint, cli, data, engine, flags, lr_finder, model, recipe, report, synthetic
+from s10_resnet import (
+    checkpoint,
+    data,
+    engine,
+    flags,
+    lr_finder,
+    model,
+    recipe,
+    synthetic,
+)
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, TrainingError
@@ -29,7 +38,8 @@ ISSUE_KEYS = {
     "git_commit",
 }
 PICTURES = {"samples.png", "lr_schedule.png", "curves.png", "confusion.png", "mistakes.png"}
-FILES = PICTURES | {"config.json", "history.csv", "summary.json", "last.pt", "best.pt"}
+WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}
+FILES = PICTURES | WEIGHTS | {"config.json", "history.csv", "summary.json"}
 
 
 def small(folder, **changes):
@@ -171,63 +181,6 @@ def test_auto_says_loudly_that_it_took_the_stand_in(tmp_path, monkeypatch, capsy
         recipe.train(small(tmp_path, dataset="cifar10"))
 
 
-def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, monkeypatch, capsys):
-    fit = engine.fit
-
-    def interrupted(*arguments, **keywords):
-        yield next(fit(*arguments, **keywords))
-        with torch.no_grad():
-            arguments[0].resnet.linear.weight.zero_()  # as if the second epoch had moved on
-        raise KeyboardInterrupt
-
-    def draw_results(*arguments):
-        drawn.append(arguments[4])
-        return draw(*arguments)
-
-    drawn, draw = [], report.draw_results
-    monkeypatch.setattr(report, "draw_results", draw_results)
-    monkeypatch.setattr(engine, "fit", interrupted)
-    assert cli.run("train", shlex.split(flags.line(small(tmp_path, epochs=5))), prog="p", description="") == 130
-    folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == FILES
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["status"], summary["epochs"]) == ("interrupted", 1)
-    assert len(rows(folder)) == 1
-    assert checkpoint.load(folder / "last.pt")["model"]["resnet.linear.weight"].any()
-    assert drawn[0].std() > 0  # the pictures show the epoch that ended, too
-    assert "interrupted after epoch 1: synthetic" in capsys.readouterr().out
-
-
-def test_ctrl_c_in_the_first_epoch(tmp_path, monkeypatch):
-    def interrupted(*arguments, **keywords):
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(engine, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        recipe.train(small(tmp_path))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "samples.png", "lr_schedule.png"}
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
-    fit = engine.fit
-
-    def poisoned(*arguments, **keywords):
-        for record in fit(*arguments, **keywords):
-            nan = float("nan")
-            yield record if record.epoch == 1 else dataclasses.replace(record, train_loss=nan, eval_accuracy=nan)
-
-    monkeypatch.setattr(engine, "fit", poisoned)
-    with pytest.raises(TrainingError, match="epoch 2: the loss is no longer a number; --max-lr"):
-        recipe.train(small(tmp_path, epochs=4))
-    folder = tmp_path / "run"
-    assert [row["train_loss"] for row in rows(folder)][1:] == ["nan"]
-    assert checkpoint.load(folder / "last.pt")["epoch"] == 1
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["status"], summary["epochs"]) == ("failed", 1)
-    assert (folder / "curves.png").exists()
-
-
 BOWL = lr_finder.LRCurve(np.logspace(-6, 0, 50), 1 + (np.linspace(-6, 0, 50) + 2.5) ** 2)
 
 
@@ -270,7 +223,8 @@ def test_max_lr_auto_trains_with_what_it_finds(tmp_path, monkeypatch, capsys):
     summary = recipe.train(small(tmp_path, max_lr="auto", epochs=1))
     assert summary["max_lr"] == lr_finder.suggest(BOWL).max_lr == pytest.approx(10**-2.5, rel=0.1)
     folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == FILES | {"lr_finder.json", "lr_finder.csv", "lr_finder.png"}
+    found = {"lr_finder.json", "lr_finder.csv", "lr_finder.png"}
+    assert {path.name for path in folder.iterdir()} == FILES - {"checkpoint.previous.pt"} | found
     assert json.loads((folder / "config.json").read_text())["max_lr"] == "auto"
     out = capsys.readouterr().out
     assert "<- recommended" in out

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -56,3 +58,23 @@ def test_workers_help_a_device_but_take_cores_from_a_cpu(monkeypatch):
     for cores, workers in ((1, 1), (8, 8), (64, 16)):
         monkeypatch.setattr(runtime, "_usable_cores", lambda cores=cores: cores)
         assert runtime.default_workers(torch.device("cuda")) == workers
+
+
+def test_one_process_speaks_to_nobody():
+    run = runtime.start("cpu", "fp32")
+    model, tensor = torch.nn.Linear(2, 2), torch.ones(3)
+    assert (run.rank, run.world_size) == (0, 1)
+    assert run.parallel(model) is model
+    assert run.total(tensor) is tensor
+    assert run.share(0.25) == 0.25
+
+
+def test_determinism_is_asked_of_torch_only_when_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    runtime.start("cpu", "fp32")
+    assert not asked
+    runtime.start("cpu", "fp32", deterministic=True)
+    assert asked == [(True, True)]
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"

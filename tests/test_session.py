@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,36 @@ def test_settings_that_do_not_fit_the_data(settings, message):
         begin(**settings)
 
 
+@pytest.mark.parametrize(("limit", "batch_size"), [(60, 25), (60, 32)])
+def test_processes_need_equal_shares(monkeypatch, limit, batch_size):
+    two = dataclasses.replace(runtime.start("cpu", "fp32"), world_size=2)
+    monkeypatch.setattr(runtime, "start", lambda *_, **__: two)
+    if batch_size % 2:
+        with pytest.raises(InputError, match=r"^--batch-size 25: must be a multiple of the 2 processes"):
+            begin(limit=limit, batch_size=batch_size)
+    else:
+        assert begin(limit=limit, batch_size=batch_size).runtime.world_size == 2
+        with pytest.raises(InputError, match=r"the 29 images that an epoch of 61 leaves for its last batch"):
+            begin(limit=61, batch_size=batch_size)
+
+
+def test_rank_0_can_be_asked_to_work_alone():
+    run = begin(limit=60)
+    shared = run._replace(runtime=dataclasses.replace(run.runtime, rank=1, world_size=2))
+    images, _ = next(iter(session.loader(shared.alone, epochs=1)))
+    assert len(images) == 25
+    images, _ = next(iter(session.loader(shared, epochs=1)))
+    assert len(images) == 12
+
+
+def test_the_environment_names_what_the_bits_depend_on():
+    environment = begin().environment
+    assert (environment["device"], environment["processes"]) == ("cpu", 1)
+    assert environment["precision"] == runtime.best_precision(torch.device("cpu"))
+    assert environment["hardware"]["threads"] == torch.get_num_threads()
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
 def test_the_parts_follow_the_config():
     run = begin(limit=60, optimizer_betas=(0.8, 0.95), weight_decay=0.2, label_smoothing=0.3, crop_padding=0, cutout=0)
     network = session.network(run)
@@ -71,6 +103,7 @@ def test_the_parts_follow_the_config():
     assert session.criterion(run).label_smoothing == 0.3
     loader = session.loader(run, epochs=2)
     assert len(loader) == 2 * run.steps_per_epoch == 6
+    assert len(session.loader(run, epochs=2, first_step=4)) == 2
     pictures = {image.numpy().tobytes() for images, _ in loader for image in images}
     originals = {image.tobytes() for image in run.train.images}
     mirrored = {image[:, ::-1].tobytes() for image in run.train.images}

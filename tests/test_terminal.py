@@ -3,9 +3,10 @@ import io
 import pytest
 import torch
 
-from s10_resnet import engine, terminal
+from s10_resnet import runtime, terminal
+from s10_resnet.state import EpochRecord, Totals
 
-RECORD = engine.EpochRecord(
+RECORD = EpochRecord(
     epoch=2,
     train_loss=1.25,
     train_accuracy=0.5,
@@ -24,7 +25,7 @@ class Terminal(io.StringIO):
 
 
 def steps_of(count):
-    totals = engine.Totals(torch.device("cpu"))
+    totals = Totals(runtime.start("cpu", "fp32"))
     for _ in range(count):
         totals.add(torch.tensor(0.5), torch.eye(10)[:4], torch.arange(4))
         totals.lr = 0.003
@@ -75,7 +76,7 @@ def test_without_a_terminal_the_device_is_not_asked_for_totals(monkeypatch):
     def asked(self):
         pytest.fail("reading the loss waits for the device")
 
-    monkeypatch.setattr(engine.Totals, "loss", property(asked))
+    monkeypatch.setattr(Totals, "loss", property(asked))
     with terminal.Progress(1, images=12, split="test") as progress:
         list(progress.watch(steps_of(3)))
 
@@ -91,3 +92,11 @@ def test_a_warning_stands_out(capsys):
 def test_the_range_test_bar_passes_everything_on(capsys):
     assert list(terminal.range_test_bar(iter(range(5)), total=5)) == list(range(5))
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_of_a_resumed_run_comes_from_what_was_trained_since(capsys, monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
+    with terminal.Progress(24, images=12, split="test", done=1) as progress:
+        progress.report(RECORD)  # of epoch 2, the first since
+    assert "00:10 gone, 03:40 left" in capsys.readouterr().out
