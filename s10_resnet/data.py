@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
 
 from s10_resnet import synthetic
-from s10_resnet.errors import InputError
+from s10_resnet.errors import DownloadError, InputError
 
 HOLD_OUT_SEED = 0  # fixed, so that held-out figures of any two runs speak of the same images
 
@@ -28,19 +25,15 @@ class Split(NamedTuple):
         return Split(self.images[samples], self.labels[samples], self.classes)
 
 
-class DownloadError(InputError):
-    """CIFAR-10 is not there and could not be fetched."""
-
-
 def load(dataset: str, data_dir: Path) -> tuple[Split, Split, str]:
     """Training split, test split, and the name of what was loaded: ``cifar10`` or ``synthetic``.
 
     Args:
         dataset: ``cifar10``, ``synthetic``, or ``auto`` for the first where it can be had and else the second.
-        data_dir: See `load_cifar10`.
+        data_dir: See `s10_resnet.cifar10.read`.
 
     Raises:
-        InputError: See `load_cifar10`; a damaged folder is refused with ``auto``, too.
+        InputError: See `s10_resnet.cifar10.read`; a damaged or unwritable folder is refused with ``auto``, too.
     """
     if dataset == "synthetic":
         return *load_synthetic(), "synthetic"
@@ -53,23 +46,10 @@ def load(dataset: str, data_dir: Path) -> tuple[Split, Split, str]:
 
 
 def load_cifar10(root: Path) -> tuple[Split, Split]:
-    """The 50,000 training and 10,000 test images of CIFAR-10, which is downloaded once if ``root`` does not hold it.
+    """CIFAR-10's training and test images: see `s10_resnet.cifar10`."""
+    from s10_resnet import cifar10  # torchvision takes seconds to import, and the stand-in does without
 
-    Args:
-        root: Folder that holds ``cifar-10-batches-py/`` or its archive, or gets them.
-
-    Raises:
-        DownloadError: If the images are not there and cannot be fetched.
-        InputError: If a file is missing, cut short or altered; nothing is unpickled then.
-    """
-    folder = root / CIFAR10.base_folder
-    if not folder.is_dir():
-        _download(root)
-    _verify(folder)
-    return tuple(
-        Split(part.data, np.array(part.targets, np.int64), tuple(part.classes))
-        for part in (CIFAR10(root, train=True), CIFAR10(root, train=False))
-    )
+    return tuple(Split(*part) for part in cifar10.read(root))
 
 
 def load_synthetic(train_size: int = 10_000, test_size: int = 2_000) -> tuple[Split, Split]:
@@ -98,28 +78,3 @@ def hold_out(split: Split, size: int, seed: int = HOLD_OUT_SEED) -> tuple[Split,
     held = np.zeros(len(order), bool)
     held[np.argsort(place, kind="stable")[:size]] = True
     return split.take(~held), split.take(held)
-
-
-def _download(root: Path) -> None:
-    was_there = root.exists()
-    try:
-        CIFAR10(root, download=True)  # checks the archive's MD5 before it unpacks it
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        if not was_there and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
-        raise DownloadError(
-            f"--data-dir {root}: CIFAR-10 is not there ({CIFAR10.base_folder}/ is missing) and the download failed "
-            f"({error}). Put {CIFAR10.filename} (MD5 {CIFAR10.tgz_md5}) into that folder, name a folder that holds "
-            f"{CIFAR10.base_folder}/ with --data-dir, or train on the built-in stand-in with --dataset synthetic."
-        ) from error
-
-
-def _verify(folder: Path) -> None:
-    meta = [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]
-    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
-        if not check_integrity(folder / name, md5):
-            state = "is not the official file" if (folder / name).is_file() else "is missing"
-            raise InputError(
-                f"--data-dir {folder.parent}: {folder.name}/{name} {state} (MD5 must be {md5}). "
-                f"Remove {folder} to have CIFAR-10 downloaded again."
-            )

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used: one line naming it, its value and what is allowed; exit code 2."""
 
 
+class DownloadError(InputError):
+    """CIFAR-10 is not there and could not be fetched."""
+
+
 class TrainingError(RuntimeError):
     """A run that began well cannot go on, say because its loss is no longer a number; exit code 1."""
 

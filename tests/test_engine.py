@@ -14,6 +14,7 @@ from s10_resnet.errors import TrainingError
 from s10_resnet.model import build_network
 from s10_resnet.state import TrainingState
 from s10_resnet.transforms import MEAN, STD
+from tests.outcome import without_clock
 
 SIZES = (16, 16, 16, 2)
 SCHEDULE = {"pct_start": 0.2, "anneal": "linear", "div_factor": 25.0, "final_div_factor": 1e4}
@@ -135,18 +136,6 @@ def test_every_epoch_sees_all_its_batches_and_watch_sees_every_step(split, cpu):
     assert seen == [16, 32, 48, 50]  # a record comes as soon as its epoch ends
     list(records)
     assert seen == [16, 32, 48, 50] * 2
-
-
-CLOCK = {"train_seconds", "eval_seconds", "images_per_second", "seconds"}
-
-
-def without_clock(tree):
-    """A state with its tensors as bytes and without what a clock measured, to be compared with ==."""
-    if isinstance(tree, torch.Tensor):
-        return tree.numpy().tobytes()
-    if isinstance(tree, dict):
-        return {key: without_clock(value) for key, value in tree.items() if key not in CLOCK}
-    return [without_clock(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 class CutError(Exception):

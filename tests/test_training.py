@@ -28,6 +28,7 @@ from s10_resnet import (
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, MachineError, TrainingError
 from s10_resnet.state import Totals
+from tests.outcome import outcome
 from tests.test_recipe import BOWL, FILES, PICTURES, rows, small
 
 
@@ -61,26 +62,6 @@ def finished(tmp_path_factory):
     """A run that nothing interrupted: its config, folder and summary."""
     config = small(tmp_path_factory.mktemp("outputs"))
     return config, config.output_dir / "run", recipe.train(config)
-
-
-CLOCK = {"train_seconds", "eval_seconds", "images_per_second", "seconds", "test_seconds"}
-
-
-def without_clock(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.numpy().tobytes()
-    if isinstance(tree, dict):
-        return {key: without_clock(value) for key, value in tree.items() if key not in CLOCK}
-    return [without_clock(value) for value in tree] if isinstance(tree, list | tuple) else tree
-
-
-def outcome(folder):
-    """All that a finished run comes to, but for what a clock measured and the run's own place and workers."""
-    state = checkpoint.load(folder / "checkpoint.pt")["state"]
-    summary = json.loads((folder / "summary.json").read_text())
-    return without_clock(
-        [state, rows(folder), {k: v for k, v in summary.items() if k not in ("workers", "git_commit")}]
-    )
 
 
 def at_call(monkeypatch, owner, name, call, signum=signal.SIGTERM):
