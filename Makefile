@@ -1,8 +1,8 @@
-# Two targets do all the set-up: make train, make test.
+# Each target does its own set-up.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test format clean
+.PHONY: train test torture format clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py --dataset auto --epochs 24
@@ -11,6 +11,9 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+torture: .venv/.installed
+	$(BIN)/python -m tests.torture --output results/reliability.json
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

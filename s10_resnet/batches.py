@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from s10_resnet import signals
 from s10_resnet.data import Split
@@ -91,11 +91,14 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
         seed_transform(self.transform, *plan.key)
-        images = self.images.numpy()
+        padded = self.images.numpy()
         batch = np.empty((len(plan.samples), self.size, self.size, 3), np.uint8)
         for row, sample in enumerate(plan.samples):
-            batch[row] = self.transform(image=images[sample])["image"]
-        return torch.from_numpy(batch), self.labels[torch.from_numpy(plan.samples)]
+            batch[row] = self.transform(image=padded[sample])["image"]
+        images = torch.from_numpy(batch)
+        if get_worker_info() is not None:
+            images.share_memory_()  # on its way it would be anyway, but by a thread whose failure nobody hears of
+        return images, self.labels[torch.from_numpy(plan.samples)]
 
 
 def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_memory: bool) -> DataLoader:
@@ -131,4 +134,4 @@ def running(loader: DataLoader) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
 
 def _start_worker(worker: int) -> None:
     use_one_thread()
-    signals.leave_to_parent()
+    signals.ignore()

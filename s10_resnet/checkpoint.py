@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ def load(path: Path) -> dict[str, Any]:
     if content[-_SEAL_SIZE:] != _seal(body):
         raise CheckpointError(f"{path}: is damaged, or no checkpoint of this package (its SHA-256 does not match)")
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not content.startswith(b"PK"):  # torch reads other formats than zip archives, too, which are not ours
+            raise TypeError
+        with warnings.catch_warnings(action="ignore"):  # a refusal is said in one line, by us
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a forged file may trip the reader over anything
         raise CheckpointError(
             f"{path}: holds something other than tensors and plain values, and was not opened ({type(error).__name__})"

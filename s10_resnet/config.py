@@ -92,8 +92,8 @@ class Config:
     name: str = knobs.word(
         "",
         "the run's folder below --output-dir; by default the command, date and time",
-        "up to 100 letters, digits and . _ -, not starting with a dot",
-        lambda text: text == "" or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", text),
+        "up to 100 letters, digits and . _ -, not starting with a dot or a dash",
+        lambda text: text == "" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text),
     )
 
     def __post_init__(self) -> None:

@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from s10_resnet.errors import MachineError, TrainingError
+
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -15,6 +17,7 @@ REMEDIES = {
     errno.EROFS: "name a folder that can be written to",
     errno.ENOENT: "put it back: something removed it during the run",
     errno.EMFILE: "raise the limit of open files (ulimit -n) or lower --workers",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u) or lower --workers",
     errno.ENOMEM: "free some memory or lower --batch-size",
     errno.EIO: "look at the disk, which failed",
     errno.EPIPE: "send the output somewhere that reads all of it, such as a file",
@@ -27,12 +30,18 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in REMEDIES:
         named = f"{error.filename}: " if error.filename else ""
         return f"{named}{error.strerror}; {REMEDIES[error.errno]}"
+    if isinstance(error, TrainingError | MachineError):
+        return None
     if isinstance(error, torch.OutOfMemoryError):
         return "the accelerator's memory is full; lower --batch-size, or end what else uses it"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or re.search(
+        r"can't allocate memory|Cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED", text
+    ):
         return "the memory is full; lower --batch-size or --workers, or end what else uses it"
     if not isinstance(error, RuntimeError):
         return None
+    if "Too many open files" in text:
+        return f"too many open files; {REMEDIES[errno.EMFILE]}"
     if re.search(r"shared memory|Bus error|No space left on device", text):
         return "/dev/shm is too small for the batches of the workers; enlarge it (docker run --shm-size) or --workers 0"
     if re.search(r"DataLoader worker .*(killed|exited)", text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +62,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise InputError(f"{folder}: must be a run that no other process is working on") from None
         except OSError:
             pass
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
+        else:
+            for leftover in filter(Path.is_file, folder.glob(".*.tmp")):
+                leftover.unlink()
         yield
     finally:
         _locks.discard(descriptor)
@@ -72,10 +74,11 @@ def locked(folder: Path) -> Iterator[None]:
 def _keep(path: Path, previous: Path) -> None:
     """Gives a file a second name, so that the first never goes missing on the way."""
     temporary = _temporary(previous)
+    temporary.unlink(missing_ok=True)  # a killed process may have left one
     try:
         os.link(path, temporary)
-    except OSError:  # a file system without hard links: the name goes missing for a moment
-        path.replace(previous)
+    except OSError:  # a file system without hard links
+        write_whole(previous, path.read_bytes())
     else:
         temporary.replace(previous)
     finally:
@@ -93,6 +96,9 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot: the file itself is whole
+            raise
     finally:
         os.close(descriptor)
 

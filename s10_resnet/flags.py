@@ -52,8 +52,13 @@ def line(config: Config) -> str:
         if isinstance(value, bool):
             words.append(flag(item.name) if value else flag(f"no_{item.name}"))
         else:
-            words += [flag(item.name), *map(str, value if isinstance(value, tuple) else (value,))]
+            words += [flag(item.name), *map(_typed, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
+
+
+def _typed(value: Any) -> str:
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def folder(default: Path | Callable[[], Path], text: str) -> Any:
     def revive(value: Any) -> Any:
         return Path(value) if isinstance(value, str) else value
 
-    return setting(default, Knob(text, "a folder", _path, lambda value: isinstance(value, Path), revive=revive))
+    return setting(default, Knob(text, "a folder", _path, _is_path, revive=revive))
 
 
 def or_auto(knob_field: Any, default: Any) -> Any:
@@ -101,10 +102,19 @@ def or_auto(knob_field: Any, default: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _path(text: str) -> Path:
-    if "\0" in text:
+    if not _is_path(Path(text)):
         raise ValueError("the system has no such paths")
     return Path(text)
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, Path) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False

@@ -67,8 +67,9 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: For a file that is missing or is not JSON.
     """
+    text = _read(path, "is not JSON")
     try:
-        return json.loads(_read(path), parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise InputError(f"{path}: is not JSON") from None
 
@@ -79,8 +80,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     Raises:
         InputError: For a file that is missing, or that holds anything but a head and rows of as many numbers.
     """
+    text = _read(path, "is not a table of numbers under a head")
     try:
-        head, *rows = csv.reader(io.StringIO(_read(path), newline=""), strict=True)
+        head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         return [dict(zip(head, map(float, row), strict=True)) for row in rows]
     except (ValueError, csv.Error):
         raise InputError(f"{path}: is not a table of numbers under a head") from None
@@ -119,11 +121,13 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, otherwise: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: {otherwise}") from None
 
 
 def _refuse(constant: str) -> Any:

@@ -122,6 +122,7 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         terminal.say(f"going on in {folder}: {_what(run)}")
         if saved:
             resumption.warn_of_changes(saved["environment"], run.environment)
+            resumption.check_history(folder, saved, run.split)
         max_lr = run.runtime.share(saved["max_lr"] if saved else _max_lr(run, folder))
         if source == folder / PREVIOUS:
             source.replace(folder / CHECKPOINT)  # or the next checkpoint would push out the good one, not the damaged

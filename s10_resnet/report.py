@@ -13,6 +13,7 @@ from s10_resnet.lr_finder import LRCurve, Suggestion, smooth
 from s10_resnet.state import EpochRecord
 
 GRID_IMAGES = 32
+LAST_OF_PLAN = "lr_schedule.png"  # with it `draw_plan` is done
 
 
 def draw_plan(
@@ -33,7 +34,7 @@ def draw_plan(
     )
     plots.save(samples, folder / "samples.png")
     schedule = plots.lr_schedule(lrs, steps_per_epoch=steps_per_epoch, title=f"Learning rate{note}")
-    plots.save(schedule, folder / "lr_schedule.png")
+    plots.save(schedule, folder / LAST_OF_PLAN)
 
 
 def draw_results(

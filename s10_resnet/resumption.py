@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s10_resnet import checkpoint, terminal, training
+from s10_resnet import checkpoint, outputs, terminal, training
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.config import Config, flag
 from s10_resnet.errors import InputError
+from s10_resnet.state import EpochRecord
 from s10_resnet.training import CHECKPOINT, PREVIOUS
 
 # What may change between the beginning of a run and its end, because the result does not depend on it.
@@ -46,7 +47,7 @@ def load(source: Path) -> dict[str, Any]:
 def _offer(previous: Path) -> str:
     try:
         step = checkpoint.load(previous)["state"]["step"]
-    except (CheckpointError, KeyError, TypeError):
+    except (CheckpointError, KeyError, TypeError, ValueError):
         return ""
     return f"; the one before it is whole: --resume {previous} goes on after step {step:,}"
 
@@ -65,6 +66,23 @@ def differences(config: Config, saved: dict[str, Any] | None, asked: Mapping[str
         for name, value in fixed.items()
         if begun[name] != value
     ]
+
+
+def check_history(folder: Path, saved: dict[str, Any], split: str) -> None:
+    """Warns of a ``history.csv`` that contradicts the checkpoint, from which it is written anew."""
+    path = folder / "history.csv"
+    if not path.exists():
+        return
+    try:
+        written = outputs.read_rows(path)
+        epochs = [EpochRecord(**record) for record in saved["state"]["history"]]
+        # The latest epoch may be missing, after a kill, and there may be more than the checkpoint before it knows of.
+        known = zip(written, training.named(epochs, split), strict=False)
+        if len(written) >= max(1, len(epochs) - 1) and all(row == record for row, record in known):
+            return
+    except (InputError, KeyError, TypeError):
+        pass
+    terminal.warn(f"{path} is not what this run wrote: it is written anew from the checkpoint.")
 
 
 def warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

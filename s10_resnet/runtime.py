@@ -93,8 +93,7 @@ def start(device: str, precision: str, *, deterministic: bool = False) -> Runtim
     if world_size == 1:
         return Runtime(chosen, precision, scaler)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        atexit.register(distributed.destroy_process_group)
+        _join("nccl" if chosen.type == "cuda" else "gloo")
     return Runtime(chosen, precision, scaler, distributed.get_rank(), world_size)
 
 
@@ -119,6 +118,14 @@ def default_workers(device: torch.device) -> int:
     A CPU spends 1 to 2 % of its time on augmentation: workers would only take cores from the training step.
     """
     return 0 if device.type == "cpu" else min(_usable_cores(), 16)
+
+
+def _join(backend: str) -> None:
+    """Joins the processes of this attempt: torchrun's store still holds the addresses of those that it restarts."""
+    store, rank, world_size = next(distributed.rendezvous("env://"))
+    attempt = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
+    atexit.register(distributed.destroy_process_group)
 
 
 def _device(name: str) -> torch.device:

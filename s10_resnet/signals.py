@@ -12,6 +12,7 @@ HEEDED = (signal.SIGINT, signal.SIGTERM)
 
 _received: list[int] = []  # since `heeded` began
 _depth = 0  # of `uninterrupted` blocks
+_heeding = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,19 +36,23 @@ def heeded() -> Iterator[None]:
     started to ignore (``nohup``, jobs in the background) stays ignored. Only the main thread can listen: elsewhere this
     does nothing.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _receive:
+    global _heeding
+    if threading.current_thread() is not threading.main_thread() or _heeding:
         yield  # nobody's signals, or heeded already
         return
     before = {signum: signal.getsignal(signum) for signum in HEEDED}
     before = {signum: handler for signum, handler in before.items() if handler is not signal.SIG_IGN}
-    for signum in before:
-        signal.signal(signum, _receive)
     try:
+        _heeding = True
+        for signum in before:
+            signal.signal(signum, _receive)
         yield
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            if signal.getsignal(signum) is _receive:
+                signal.signal(signum, handler)
         _received.clear()
+        _heeding = False
 
 
 @contextmanager
@@ -85,8 +90,8 @@ def withheld() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to_parent() -> None:
-    """For a process that was started, but not forked, by one that heeds the signals."""
+def ignore() -> None:
+    """For a process that is about to end anyway, or whose parent heeds the signals and ends it."""
     for signum in HEEDED:
         signal.signal(signum, signal.SIG_IGN)
 

@@ -39,6 +39,7 @@ def carry_out(run: Session, folder: Path, max_lr: float, saved: dict[str, Any] |
     """
     state = _begin(run, max_lr, saved)
     notes = Notes(run, folder, state, max_lr)
+    terminal.say(f"{model.count_parameters(state.model):,} parameters, max LR {max_lr:.3g}")
     try:
         return _to_the_end(run, state, notes)
     except Exception as error:
@@ -64,7 +65,7 @@ def follow(run: Session, max_lr: float, saved: dict[str, Any] | None = None) -> 
         cause = faults.explain(error)
         if cause is None:
             raise
-        raise MachineError(f"rank {run.runtime.rank}: {cause}") from error
+        raise MachineError(cause) from error
 
 
 class Notes:
@@ -105,10 +106,12 @@ class Notes:
             if time.monotonic() - self.saved_at >= 60 * self.run.config.checkpoint_every_minutes:
                 self.save()
 
-    def write_epochs(self) -> None:
-        """Writes the history, and the weights, which are those of the latest epoch."""
+    def write_epochs(self, weights: bool = True) -> None:
+        """Writes the history, and the weights if they are still those of the latest epoch."""
         run, history = self.run, self.state.history
         outputs.write_rows(self.folder / "history.csv", named(history, run.split))
+        if not weights:
+            return
         content = {
             "model": self.state.model.state_dict(),
             "epoch": history[-1].epoch,
@@ -194,8 +197,8 @@ def _to_the_end(run: Session, state: TrainingState, notes: Notes) -> dict[str, A
     evaluate = partial(engine.evaluate, state.model, images, labels, session.criterion(run), run.runtime)
     try:
         _draw_plan(run, notes)
-        if state.history and not state.totals.steps:
-            notes.write_epochs()  # in case the run was killed between these and the checkpoint
+        if state.history:  # the run may have been killed between these and the checkpoint
+            notes.write_epochs(weights=not state.totals.steps)
         with (
             terminal.Progress(run.config.epochs, len(run.train.labels), run.split, len(state.history)) as progress,
             batches.running(loader) as stream,
@@ -231,7 +234,9 @@ def _epochs(run: Session, state: TrainingState, stream: Iterator, evaluate: Any,
 
 
 def _draw_plan(run: Session, notes: Notes) -> None:
-    """Draws what can be drawn before the training."""
+    """Draws what can be drawn before the training, if that has not been done."""
+    if (notes.folder / report.LAST_OF_PLAN).exists():
+        return
     first = session.loader(run.alone, epochs=1)
     images, labels = first.dataset[next(iter(first.sampler))]
     names = [run.train.classes[label] for label in labels]
@@ -244,8 +249,7 @@ def _stop(state: TrainingState, notes: Notes) -> None:
     if notes.saved_state != (state.step, len(state.history)):
         notes.save()
     if state.history:
-        if not state.totals.steps:
-            notes.write_epochs()
+        notes.write_epochs(weights=not state.totals.steps)
         notes.conclude("interrupted")
     terminal.say(
         f"saved after step {state.step:,} of {state.scheduler.total_steps:,}; "

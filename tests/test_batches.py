@@ -145,6 +145,17 @@ def test_no_worker_is_left_however_a_run_ends(error):
     assert children() == before
 
 
+def test_a_batch_that_finds_no_place_in_shared_memory_is_told_and_not_waited_for(split, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(RuntimeError) as caught:
+        batches_of(split, workers=1)
+    assert faults.explain(caught.value).startswith("/dev/shm is too small")
+    assert len(batches_of(split, workers=0)) == 8  # nothing is shared then
+
+
 def test_a_killed_worker_is_an_error_of_the_machine():
     loader = train_loader(Dataset(signal.SIGKILL), range(100), workers=1, pin_memory=False)
     with pytest.raises(RuntimeError) as caught, running(loader) as batches:

@@ -3,9 +3,54 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
+
+always_the_same = settings(derandomize=True, deadline=None, database=None)
+POSITIVE = st.floats(0, 1e300, exclude_min=True)
+PATHS = st.builds(
+    "{}{}".format, st.sampled_from(["", "-", "--", "/"]), st.text(st.characters(codec="utf-8"), max_size=30)
+)
+PATHS = PATHS.filter(lambda text: "\0" not in text).map(Path)
+FIELDS = {
+    "epochs": st.integers(1, 10_000),
+    "batch_size": st.integers(1, 2**70),
+    "max_lr": st.just("auto") | st.floats(0, 1000, exclude_min=True),
+    "weight_decay": st.floats(0, 1e300),
+    "label_smoothing": st.floats(0, 1, exclude_max=True),
+    "optimizer_betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+    "pct_start": st.floats(0, 1),
+    "anneal": st.sampled_from(["linear", "cos"]),
+    "div_factor": st.floats(1, 1e300),
+    "final_div_factor": st.floats(1, 1e300),
+    "logit_scale": POSITIVE,
+    "crop_padding": st.integers(0, 16),
+    "flip": st.booleans(),
+    "cutout": st.integers(0, 32),
+    "seed": st.integers(0, 2**32 - 1),
+    "dataset": st.sampled_from(["cifar10", "synthetic", "auto"]),
+    "data_dir": PATHS,
+    "val_size": st.integers(0, 2**70),
+    "limit": st.just(0) | st.integers(10, 2**70),
+    "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:9999"]),
+    "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
+    "deterministic": st.booleans(),
+    "workers": st.just("auto") | st.integers(0, 256),
+    "finder_start_lr": st.floats(1e-300, 0.01),
+    "finder_end_lr": st.floats(0.02, 1000),
+    "finder_steps": st.integers(20, 100_000),
+    "checkpoint_every_minutes": POSITIVE,
+    "output_dir": PATHS,
+    "name": st.just("") | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", fullmatch=True),
+}
+CONFIGS = st.fixed_dictionaries({}, optional=FIELDS).map(lambda given: Config(**given))
+
+
+def test_every_field_is_drawn():
+    assert [field.name for field in dataclasses.fields(Config)] == list(FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +84,80 @@ def test_json_holds_every_field():
     assert content["data_dir"] == "x"
     assert content["optimizer_betas"] == [0.9, 0.99]
     assert json.loads(json.dumps(content)) == content
+
+
+@always_the_same
+@given(CONFIGS)
+def test_json_leads_back_to_the_config(config):
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("content", [None, True, 3, "settings", [], [["epochs", 3]]])
+def test_settings_are_an_object(content):
+    with pytest.raises(InputError, match=r"^the settings must be a JSON object$"):
+        Config.from_json(content)
+
+
+def test_settings_of_another_version_are_told_from_ours():
+    content = Config().to_json()
+    with pytest.raises(InputError, match=r"which differs in: momentum$"):
+        Config.from_json({**content, "momentum": 0.9})
+    del content["epochs"], content["seed"]
+    with pytest.raises(InputError, match=r"^the settings of another version .* differs in: epochs, momentum, seed$"):
+        Config.from_json({**content, "momentum": 0.9})
+    with pytest.raises(InputError, match=r"differs in: anneal, batch_size, .*, workers$"):
+        Config.from_json({})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 10_001),
+        ("epochs", True),
+        ("epochs", 24.0),
+        ("epochs", "24"),
+        ("epochs", None),
+        ("epochs", [24]),
+        ("batch_size", 512.5),
+        ("max_lr", "5e-3"),
+        ("max_lr", float("nan")),
+        ("max_lr", True),
+        ("max_lr", {}),
+        ("weight_decay", float("inf")),
+        pytest.param("weight_decay", 10**400, id="no float is so large"),
+        ("label_smoothing", []),
+        ("optimizer_betas", [0.9, "0.99"]),
+        ("optimizer_betas", [0.9, [0.99]]),
+        ("optimizer_betas", [0.9, None]),
+        ("optimizer_betas", [0.9, float("nan")]),
+        ("optimizer_betas", [0.9, True]),
+        ("optimizer_betas", [0.9]),
+        ("optimizer_betas", [0.9, 0.99, 0.999]),
+        ("optimizer_betas", "99"),
+        ("optimizer_betas", 0.9),
+        ("optimizer_betas", None),
+        ("optimizer_betas", {"0": 0.9, "1": 0.99}),
+        ("anneal", ["linear"]),
+        ("anneal", "LINEAR"),
+        ("flip", 1),
+        ("flip", "true"),
+        ("data_dir", 3),
+        ("data_dir", ["data"]),
+        ("data_dir", "a\0b"),
+        ("workers", "Auto"),
+        ("device", 0),
+        ("device", "cuda:0\n"),
+        ("name", "a/b"),
+        ("name", None),
+    ],
+)
+def test_every_value_is_checked_on_the_way_back(field, value):
+    content = {**Config().to_json(), field: value}
+    with pytest.raises(InputError, match=rf"^--{field.replace('_', '-')} ") as caught:
+        Config.from_json(content)
+    assert ": must be " in str(caught.value)
+
+
+def test_the_sweep_is_checked_on_the_way_back():
+    with pytest.raises(InputError, match="must be below --finder-end-lr"):
+        Config.from_json({**Config().to_json(), "finder_start_lr": 1.0})

@@ -1,18 +1,23 @@
 import dataclasses
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from s10_resnet import flags
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
+from tests.test_config import CONFIGS, always_the_same
 
 BAD_VALUES = [
     ("--epochs", "0"),
     ("--epochs", "-3"),
     ("--epochs", "2.5"),
     ("--epochs", "many"),
+    ("--epochs", "10001"),
+    ("--epochs", "1" * 5000),  # more digits than Python reads
     ("--batch-size", "0"),
     ("--max-lr", "0"),
     ("--max-lr", "-0.1"),
@@ -48,6 +53,9 @@ BAD_VALUES = [
     ("--finder-steps", "5"),
     ("--name", "../elsewhere"),
     ("--name", ".hidden"),
+    ("--checkpoint-every-minutes", "0"),
+    ("--data-dir", "with a zero\0byte"),
+    ("--output-dir", "\0"),
 ]
 
 
@@ -111,7 +119,48 @@ def test_the_flags_lead_back_to_the_config():
     assert flags.line(Config(max_lr=0.002)) == "--max-lr 0.002"
 
 
-def test_help_shows_every_flag_with_its_default(capsys):
+@always_the_same
+@given(CONFIGS)
+def test_every_config_can_be_typed(config):
+    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+
+
+@pytest.mark.parametrize("name", ["-run", "--", "--epochs", "-1", "-h"])
+def test_what_looks_like_a_flag_can_be_typed_or_is_refused(name):
+    config = Config(data_dir=Path(name), output_dir=Path(name))
+    with suppress(InputError):
+        config = dataclasses.replace(config, name=name)
+    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+
+
+def test_only_what_was_given_is_read():
+    assert flags.read([]) == {}
+    assert flags.read(["--epochs", "24", "--flip"]) == {"epochs": 24, "flip": True}  # the defaults, but given
+
+
+def test_a_run_to_resume_is_there(tmp_path):
+    assert flags.read(["--resume", str(tmp_path)], resumable=True) == {"resume": tmp_path}
+    (tmp_path / "checkpoint.pt").touch()
+    assert flags.read([f"--resume={tmp_path}/checkpoint.pt", "--workers", "2"], resumable=True) == {
+        "resume": tmp_path / "checkpoint.pt",
+        "workers": 2,
+    }
+
+
+@pytest.mark.parametrize("path", ["nowhere", "", "a\0b", "a" * 5000, "/dev/null/below", "\udcff\ud800"])
+def test_a_run_that_is_not_there_cannot_be_resumed(path):
+    with pytest.raises(InputError) as caught:
+        flags.read(["--resume", path], resumable=True)
+    assert str(caught.value) == f"--resume {path}: must be the folder of a run, or a checkpoint in it"
+
+
+def test_not_everything_can_be_resumed(tmp_path):
+    with pytest.raises(InputError, match=r"^unrecognized arguments: --resume"):
+        flags.read(["--resume", str(tmp_path)])
+
+
+def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("S10_DATA_DIR", "100%data")
     with pytest.raises(SystemExit) as ended:
         flags.read(["--help"], prog="train.py")
     assert ended.value.code == 0
@@ -120,4 +169,9 @@ def test_help_shows_every_flag_with_its_default(capsys):
         assert f"--{field.name.replace('_', '-')}" in text
     words = " ".join(text.split())
     assert "default: 0.9 0.99" in words
+    assert "default: 100%data" in words
     assert "seed of weights, order and augmentation (a whole number from 0 to 4294967295; default: 0)" in words
+    assert "--resume" not in text
+    with pytest.raises(SystemExit):
+        flags.read(["--help"], resumable=True)
+    assert "--resume RUN" in capsys.readouterr().out

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
+import matplotlib
 import pytest
 
 from s10_resnet import checkpoint
@@ -18,8 +19,8 @@ from tests.conftest import REPOSITORY
 QUICK = "--dataset synthetic --limit 60 --batch-size 20"
 
 
-def start(command, **options):
-    environment = {**os.environ, "S10_DATA_DIR": "nowhere"}
+def start(command, start_new_session=False, preexec_fn=None, **environment):
+    environment = {**os.environ, "S10_DATA_DIR": "nowhere", **environment}
     return subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -27,7 +28,8 @@ def start(command, **options):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
+        start_new_session=start_new_session,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -118,21 +120,86 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
     assert re.fullmatch(r"train.py: error: --output-dir .*must be a folder.*\n", err)
 
 
+AUDIT = """
+import os, runpy, sys
+seen = os.open(os.environ["SEEN"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+NAMES = {"os.mkdir": [0], "os.rename": [0, 1], "os.remove": [0], "os.link": [0, 1], "os.symlink": [1], "os.rmdir": [0]}
+
+def note(event, arguments):
+    if event == "socket.getaddrinfo" or event == "socket.connect" and isinstance(arguments[1], tuple):
+        os.write(seen, f"network {arguments}\\n".encode())
+    if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        os.write(seen, f"{arguments[0]}\\n".encode())
+    for place in NAMES.get(event, ()):
+        os.write(seen, f"{arguments[place]}\\n".encode())
+
+sys.addaudithook(note)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_network_is_left_alone_and_nothing_is_written_elsewhere(tmp_path, monkeypatch):
+    """Python tells of every file it opens or renames and every address it looks for, in the workers, too."""
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "audit.py").write_text(AUDIT)
+    flags = f"{QUICK} --epochs 1 --workers 2 --name run --output-dir {tmp_path}"
+    code, _, err = python(f"{tmp_path / 'audit.py'} scripts/train.py {flags}")
+    assert (code, err) == (0, "")
+    seen = set((tmp_path / "seen").read_text().splitlines())
+    assert not [line for line in seen if line.startswith("network")]
+    allowed = (tmp_path / "run", tmp_path / "tmp", matplotlib.get_cachedir(), matplotlib.get_configdir(), "/dev/null")
+    assert not [path for path in seen if not path.startswith(tuple(map(str, allowed)))]
+    assert str(tmp_path / "run" / ".checkpoint.pt.tmp") in seen
+    assert not list((tmp_path / "tmp").glob("pymp-*"))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="process groups are a matter of POSIX")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_ends_cleanly(tmp_path, workers):
-    flags = f"{QUICK} --epochs 500 --workers {workers} --name run --output-dir {tmp_path}"
-    process = start([sys.executable, "scripts/train.py", *shlex.split(flags)], start_new_session=True)
+@pytest.mark.parametrize(
+    ("signum", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_to_the_group_ends_cleanly_and_the_run_goes_on(tmp_path, signum, code, word):
+    flags = f"{QUICK} --epochs 500 --workers 2 --name run --output-dir {tmp_path}"
+    # Whoever runs the tests in the background has SIGINT ignored, and so would the script.
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = start(
+        [sys.executable, "scripts/train.py", *shlex.split(flags)], start_new_session=True, preexec_fn=default
+    )
     for line in process.stdout:
         if line.startswith("epoch   2/500"):
             break
-    time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers, too
+    os.killpg(process.pid, signum)  # as a terminal or a supervisor does it: to the workers, too
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err == "train.py: interrupted\n"
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (process.returncode, err) == (code, f"train.py: {word}\n")
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert f"interrupted after epoch {summary['epochs']}: synthetic" in out
-    assert checkpoint.load(tmp_path / "run" / "last.pt")["epoch"] == summary["epochs"] >= 2
-    assert (tmp_path / "run" / "curves.png").exists()
+    assert checkpoint.load(folder / "last.pt")["epoch"] == summary["epochs"] >= 2
+    assert (folder / "curves.png").exists()
+    saved = checkpoint.load(folder / "checkpoint.pt")["state"]["step"]
+    assert f"saved after step {saved} of 1,500; python scripts/train.py --resume {folder} goes on" in out
+    code, out, err = python(f"scripts/train.py --epochs 3 --resume {folder}")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"train.py: error: --resume {folder}: a run cannot go on with other settings: --epochs 3 (")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are a matter of POSIX")
+def test_a_run_of_two_processes_goes_on_after_one_was_killed(tmp_path):
+    flags = f"--dataset synthetic --limit 64 --batch-size 32 --epochs 3 --name run --output-dir {tmp_path}"
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 scripts/train.py"
+    process = start([sys.executable, *shlex.split(f"{launch} {flags}")], OMP_NUM_THREADS="1")
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            break
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0
+    assert f"going on in {tmp_path / 'run'}: synthetic" in out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["epochs"], summary["processes"]) == ("completed", 3, 2)
+    assert not list((tmp_path / "run").glob(".*"))

@@ -215,6 +215,17 @@ def test_the_same_environment_is_not_warned_of(half, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("content", ["", "epoch,train_loss\n1,0.5\n", "not a table", None])
+def test_a_history_that_was_changed_is_told_and_written_anew(half, finished, capsys, content):
+    if content is None:
+        path = half / "history.csv"
+        content = path.read_text().replace("1,", "1,9", 1)
+    (half / "history.csv").write_text(content)
+    recipe.resume(half, {})
+    assert f"{half / 'history.csv'} is not what this run wrote" in capsys.readouterr().err
+    assert outcome(half) == outcome(finished[1])
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered_and_taken(half, finished):
     newest, previous = half / "checkpoint.pt", half / "checkpoint.previous.pt"
     damaged = bytearray(newest.read_bytes())
