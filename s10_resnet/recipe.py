@@ -109,7 +109,7 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"--resume {path}: must be the folder of a run, or a checkpoint in it")
         if not follower:
             held.enter_context(files.locked(folder))
-        config = Config.from_json(outputs.read_json(folder / "config.json"))
+        config = _settings(folder)
         source = resumption.source(folder, path)
         saved = resumption.load(source) if source else None
         changed = resumption.differences(config, saved, asked)
@@ -127,6 +127,14 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         if source == folder / PREVIOUS:
             source.replace(folder / CHECKPOINT)  # or the next checkpoint would push out the good one, not the damaged
         return training.carry_out(run, folder, max_lr, saved)
+
+
+def _settings(folder: Path) -> Config:
+    path = folder / "config.json"
+    try:
+        return Config.from_json(outputs.read_json(path))
+    except InputError as error:
+        raise InputError(f"--resume {folder}: {path.name} does not hold the settings of a run ({error})") from None
 
 
 def _max_lr(run: Session, folder: Path) -> float:

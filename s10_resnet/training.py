@@ -87,7 +87,6 @@ class Notes:
     def save(self) -> None:
         """Writes a checkpoint and keeps the one before it."""
         self.state.check()
-        start = time.perf_counter()
         content = {
             "state": self.state.state_dict(),
             "max_lr": self.max_lr,
@@ -97,14 +96,16 @@ class Notes:
         }
         checkpoint.save(self.folder / CHECKPOINT, content, previous=self.folder / PREVIOUS)
         self.saved_state, self.saved_at = (self.state.step, len(self.state.history)), time.monotonic()
-        self.state.totals.seconds -= time.perf_counter() - start  # the time of the steps alone
 
     def save_in_time(self, steps: Iterator[Totals]) -> Iterator[Totals]:
         """Watches the steps go by and writes a checkpoint whenever the last one is old enough."""
         for totals in steps:
             yield totals
             if time.monotonic() - self.saved_at >= 60 * self.run.config.checkpoint_every_minutes:
+                self.state.check()  # waits for the device, which is time of the steps; the rest is not
+                start = time.perf_counter()
                 self.save()
+                totals.seconds -= time.perf_counter() - start
 
     def write_epochs(self, weights: bool = True) -> None:
         """Writes the history, and the weights if they are still those of the latest epoch."""
@@ -184,9 +185,9 @@ def _begin(run: Session, max_lr: float, saved: dict[str, Any] | None) -> Trainin
         try:
             state.load_state_dict(saved["state"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit the run ({type(error).__name__})") from None
+            raise CheckpointError(f"--resume: the checkpoint does not fit the run ({type(error).__name__})") from None
         if state.step != len(state.history) * run.steps_per_epoch + state.totals.steps:
-            raise CheckpointError("the checkpoint contradicts itself about the steps it has trained")
+            raise CheckpointError("--resume: the checkpoint contradicts itself about the steps it has trained")
     run.runtime.share(0.0)  # nobody writes before everybody has read
     return state
 

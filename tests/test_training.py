@@ -215,6 +215,23 @@ def test_the_same_environment_is_not_warned_of(half, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_time_of_checkpoints_is_not_time_of_steps(tmp_path, monkeypatch):
+    clock, save = [0.0], checkpoint.save
+
+    def tick():
+        clock[0] += 0.001
+        return clock[0]
+
+    def slow(*arguments, **keywords):
+        clock[0] += 100
+        save(*arguments, **keywords)
+
+    monkeypatch.setattr("time.perf_counter", tick)
+    monkeypatch.setattr(checkpoint, "save", slow)
+    recipe.train(small(tmp_path, checkpoint_every_minutes=1e-9))  # one a step
+    assert [0 < float(row["train_seconds"]) < 1 for row in rows(tmp_path / "run")] == [True, True]
+
+
 @pytest.mark.parametrize("content", ["", "epoch,train_loss\n1,0.5\n", "not a table", None])
 def test_a_history_that_was_changed_is_told_and_written_anew(half, finished, capsys, content):
     if content is None:
