@@ -48,8 +48,9 @@ def train(config: Config) -> dict[str, Any]:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         if not config.name:
             raise InputError("--name: must be given under torchrun, or what is restarted cannot find its run")
-        if (config.output_dir / config.name).is_dir():
-            return _resume(config.output_dir / config.name, vars(config))
+        for name in (config.name, _substitute(config.name)):
+            if (config.output_dir / name).is_dir():
+                return _resume(config.output_dir / name, vars(config))
     run = session.begin(config)
     if run.runtime.rank:
         return training.follow(run, run.runtime.share(0.0)) or {}
@@ -129,6 +130,10 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         return training.carry_out(run, folder, max_lr, saved)
 
 
+def _substitute(name: str) -> str:
+    return f"synthetic-{name}"  # nobody is to take it for a run on CIFAR-10
+
+
 def _settings(folder: Path) -> Config:
     path = folder / "config.json"
     try:
@@ -150,7 +155,7 @@ def _make_folder(run: Session, command: str) -> Path:
     config = run.config
     substituted = config.dataset == "auto" and run.dataset == "synthetic"
     prefix = f"{command}-synthetic" if run.dataset == "synthetic" else command
-    name = f"synthetic-{config.name}" if substituted and config.name else config.name
+    name = _substitute(config.name) if substituted and config.name else config.name
     folder = outputs.make_run_folder(config.output_dir, name, prefix)
     outputs.write_json(folder / "config.json", config.to_json())
     if substituted:

@@ -130,6 +130,13 @@ class TrainingState:
                 f"epoch {len(self.history) + 1}, step {self.totals.failed_step}: the loss is no longer a finite number"
             )
 
+    def check_weights(self) -> None:
+        """Raises `TrainingError` if the weights are not finite: a broken gradient shows in no loss before the next."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
+            raise TrainingError(
+                f"epoch {len(self.history) + 1}, step {self.totals.steps}: the weights are no longer finite numbers"
+            )
+
     def end_epoch(self, record: EpochRecord, logits: Tensor | None) -> None:
         """Takes the record in and begins the next epoch."""
         self.history.append(record)

@@ -87,6 +87,7 @@ class Notes:
     def save(self) -> None:
         """Writes a checkpoint and keeps the one before it."""
         self.state.check()
+        self.state.check_weights()
         content = {
             "state": self.state.state_dict(),
             "max_lr": self.max_lr,

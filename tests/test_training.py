@@ -215,6 +215,26 @@ def test_the_same_environment_is_not_warned_of(half, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_weights_that_are_no_numbers_are_never_saved(finished, tmp_path, monkeypatch):
+    """A gradient overflows while its loss is sound: no loss tells before the next one, and a checkpoint comes first."""
+    step, calls = torch.optim.Adam.step, []
+
+    def overflow(optimizer, *arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            optimizer.param_groups[0]["params"][0].grad.fill_(math.inf)
+        return step(optimizer, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", overflow)
+        with pytest.raises(TrainingError, match="epoch 2, step 2: the weights are no longer finite numbers; --max-lr"):
+            recipe.train(small(tmp_path, checkpoint_every_minutes=1e-9))
+    folder = tmp_path / "run"
+    assert checkpoint.load(folder / "checkpoint.pt")["state"]["step"] == 4
+    recipe.resume(folder, {"checkpoint_every_minutes": 5.0})
+    assert outcome(folder) == outcome(finished[1])
+
+
 def test_the_time_of_checkpoints_is_not_time_of_steps(tmp_path, monkeypatch):
     clock, save = [0.0], checkpoint.save
 
@@ -423,4 +443,7 @@ def test_torchrun_goes_on_with_the_run_it_restarts(finished, tmp_path, monkeypat
         recipe.train(small(tmp_path, name=""))
     recipe.train(small(tmp_path))
     assert outcome(tmp_path / "run") == outcome(finished[1])
+    (tmp_path / "run").rename(tmp_path / "synthetic-run")  # as --dataset auto names it
+    recipe.train(small(tmp_path))
+    assert not (tmp_path / "run").exists()
     assert recipe.train(small(tmp_path, name="unborn", epochs=1))["status"] == "completed"

@@ -58,7 +58,7 @@ def kills(lab: Lab, trials: int) -> Iterator[Row]:
     what = "SIGKILL at a random moment, resumed: all bits equal to an uninterrupted run's"
     yield Row("1", what, trials, trials - len(problems), "", tuple(problems))
     allowed = STEPS // 4 + 1  # an epoch ends with a checkpoint; and there is one every 1.2 s besides
-    what = f"steps lost by such a kill, of {STEPS}; at most an epoch's and one"
+    what = f"steps lost by a kill at a random moment, of {STEPS}; at most an epoch's and one"
     yield Row("3", what, trials, sum(steps <= allowed for steps in lost), f"most: {max(lost)}")
 
 
