@@ -36,6 +36,12 @@ class Config:
         "a number of at least 0",
         lambda v: v >= 0,
     )
+    ema_decay: float = knobs.number(
+        0.0,
+        "decay a step of the moving average of the weights that is evaluated and saved; 0: the weights themselves are",
+        "a number of at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+    )
     label_smoothing: float = knobs.number(
         0.1, "share of the target spread over all classes", "a number of at least 0 and below 1", lambda v: 0 <= v < 1
     )

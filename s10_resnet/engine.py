@@ -29,7 +29,7 @@ def train_steps(state: TrainingState, batches: Batches, criterion: Criterion) ->
     Raises:
         TrainingError: If a loss is not a finite number. The weights are those before that step.
     """
-    runtime, optimizer, scheduler, totals = state.runtime, state.optimizer, state.scheduler, state.totals
+    runtime, optimizer, totals = state.runtime, state.optimizer, state.totals
     state.model.train()
     start = time.perf_counter()
     for images, labels in batches:  # uint8 [B, 32, 32, 3], int64 [B]
@@ -48,9 +48,8 @@ def train_steps(state: TrainingState, batches: Batches, criterion: Criterion) ->
             runtime.scaler.scale(loss).backward()
             runtime.scaler.step(optimizer)
             runtime.scaler.update()
-            totals.lr = scheduler.get_last_lr()[0]
-            scheduler.step()
-            state.step += 1
+            totals.lr = state.scheduler.get_last_lr()[0]
+            state.end_step()
             now = time.perf_counter()
             totals.seconds += now - start
             start = now

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def adam(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.Adam:
@@ -21,6 +22,14 @@ def adam(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_deca
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.Adam(groups, lr=lr, betas=betas, decoupled_weight_decay=True, fused=True)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights and BatchNorm statistics, to be updated after every step.
+
+    The first update copies the model (`torch.optim.swa_utils`).
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def one_cycle(

@@ -134,7 +134,9 @@ def training_state(session: Session, max_lr: float) -> TrainingState:
     """A training that is about to begin."""
     model = network(session)
     adam = optimizer(session, model, max_lr)
-    return TrainingState(model, adam, optim.one_cycle(adam, **schedule(session, max_lr)), session.runtime)
+    decay = session.config.ema_decay
+    average = optim.moving_average(model, decay) if decay else None
+    return TrainingState(model, adam, optim.one_cycle(adam, **schedule(session, max_lr)), session.runtime, average)
 
 
 def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:

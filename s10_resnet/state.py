@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from s10_resnet.errors import TrainingError
 from s10_resnet.runtime import Runtime
@@ -105,8 +106,10 @@ class TrainingState:
         optimizer: A fused one of the model's parameters.
         scheduler: Stepped after every batch.
         runtime: Device, number format, and the other processes if there are any.
+        average: A moving average of the model, if there is to be one.
 
     Attributes:
+        result: What is evaluated and saved: the average, or the model itself.
         step: Steps taken in the whole run, whatever the workers have prefetched.
         totals: Of the epoch that has begun.
         history: Of the epochs that have ended.
@@ -114,14 +117,28 @@ class TrainingState:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, runtime: Runtime
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        runtime: Runtime,
+        average: AveragedModel | None = None,
     ) -> None:
         self.model, self.optimizer, self.scheduler, self.runtime = model, optimizer, scheduler, runtime
+        self.average = average
+        self.result = model if average is None else average.module
         self.parallel = runtime.parallel(model)
         self.step = 0
         self.totals = Totals(runtime)
         self.history: list[EpochRecord] = []
         self.logits: Tensor | None = None
+
+    def end_step(self) -> None:
+        """Counts a step whose update has been made."""
+        self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.step += 1
 
     def check(self) -> None:
         """Waits for the device and raises `TrainingError` if a loss was not a finite number."""
@@ -150,6 +167,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.runtime.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "step": self.step,
             "totals": self.totals.state_dict(),
             "history": [asdict(record) for record in self.history],
@@ -162,6 +180,8 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.runtime.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.totals.load_state_dict(state["totals"])
         self.history = [EpochRecord(**record) for record in state["history"]]

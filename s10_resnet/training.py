@@ -115,7 +115,7 @@ class Notes:
         if not weights:
             return
         content = {
-            "model": self.state.model.state_dict(),
+            "model": self.state.result.state_dict(),
             "epoch": history[-1].epoch,
             f"{run.split}_accuracy": history[-1].eval_accuracy,
             "dataset": run.dataset,
@@ -196,7 +196,7 @@ def _begin(run: Session, max_lr: float, saved: dict[str, Any] | None) -> Trainin
 def _to_the_end(run: Session, state: TrainingState, notes: Notes) -> dict[str, Any]:
     loader = session.loader(run, run.config.epochs, first_step=state.step)
     images, labels = session.evaluation_tensors(run)
-    evaluate = partial(engine.evaluate, state.model, images, labels, session.criterion(run), run.runtime)
+    evaluate = partial(engine.evaluate, state.result, images, labels, session.criterion(run), run.runtime)
     try:
         _draw_plan(run, notes)
         if state.history:  # the run may have been killed between these and the checkpoint

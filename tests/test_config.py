@@ -20,6 +20,7 @@ FIELDS = {
     "batch_size": st.integers(1, 2**70),
     "max_lr": st.just("auto") | st.floats(0, 1000, exclude_min=True),
     "weight_decay": st.floats(0, 1e300),
+    "ema_decay": st.floats(0, 1, exclude_max=True),
     "label_smoothing": st.floats(0, 1, exclude_max=True),
     "optimizer_betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
     "pct_start": st.floats(0, 1),

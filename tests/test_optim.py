@@ -52,6 +52,23 @@ def test_frozen_parameters_are_left_out():
     assert sum(len(group["params"]) for group in groups) == 4
 
 
+def test_the_moving_average_equals_one_made_by_hand():
+    network = small_network()
+    average = optim.moving_average(network, decay=0.7)
+    by_hand = None
+    for _ in range(5):
+        network(torch.randn(8, 3, 4, 4))  # moves BatchNorm's statistics
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.add_(torch.randn_like(weight))
+        average.update_parameters(network)
+        now = {name: value.double() for name, value in network.state_dict().items()}
+        by_hand = now if by_hand is None else {name: 0.7 * by_hand[name] + 0.3 * now[name] for name in now}
+    assert by_hand.pop("1.num_batches_tracked") > 0
+    for name, value in by_hand.items():
+        torch.testing.assert_close(average.module.state_dict()[name].double(), value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("anneal", ["linear", "cos"])
 def test_schedule_equals_torchs(anneal):
     optimizer = torch.optim.SGD([torch.zeros(1)])

@@ -21,6 +21,7 @@ from s10_resnet import (
     outputs,
     recipe,
     report,
+    runtime,
     signals,
     synthetic,
     training,
@@ -157,6 +158,29 @@ def test_a_second_ctrl_c_saves_nothing_more(tmp_path, monkeypatch):
         recipe.train(small(tmp_path))
     assert stop.value.urgent
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "samples.png", "lr_schedule.png"}
+
+
+@pytest.mark.parametrize("call", [1, 3, 5])
+def test_a_moving_average_goes_on_too(tmp_path, monkeypatch, call):
+    whole = recipe.train(small(tmp_path, name="whole", ema_decay=0.8))
+    at_call(monkeypatch, Totals, "add", call)
+    with pytest.raises(signals.Stopped):
+        recipe.train(small(tmp_path, ema_decay=0.8))
+    monkeypatch.undo()
+    recipe.resume(tmp_path / "run", {})
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    # What is saved and evaluated is the average, not the weights.
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["state"]
+    last = checkpoint.load(tmp_path / "run" / "last.pt")["model"]
+    average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
+    assert all(torch.equal(last[name], value) for name, value in average.items())
+    assert not torch.equal(last["resnet.linear.weight"], state["model"]["resnet.linear.weight"])
+    network = small_network((0, 0, 0), (1, 1, 1), classes=10, logit_scale=0.125)
+    network.load_state_dict(last)
+    _, test = data.load_synthetic()
+    images, labels = torch.from_numpy(test.images[:12]), torch.from_numpy(test.labels[:12])
+    accuracy = (engine.predict(network, images, runtime.start("cpu", "fp32")).argmax(1) == labels).double().mean()
+    assert whole["final_test_accuracy"] == accuracy.item()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
