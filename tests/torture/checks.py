@@ -337,7 +337,8 @@ def bad_command_lines(lab: Lab, scripts: tuple[str, ...] = ("train.py", "find_lr
         end = Script(lab, [f"scripts/{script}", *out, *line]).ended()
         if (lab.folder / f"bad-{number}").exists():
             return f"{script} {shlex.join(line)}: left a folder"
-        return "" if end.one_line(2) and not end.out else f"{script} {shlex.join(line)}: {end.code} {end.err[-200:]}"
+        kind = "Traceback" if "Traceback" in end.err else f"exit code {end.code}"
+        return "" if end.one_line(2) and not end.out else f"{script} {shlex.join(line)}: {kind}: {end.err[-200:]}"
 
     problems = [problem for problem in lab.each(trial, enumerate(commands)) if problem]
     what = "bad command lines: one line, exit code 2, no folder"
