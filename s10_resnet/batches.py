@@ -102,7 +102,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_memory: bool) -> DataLoader:
-    """One pass over this loader is one whole run, or the rest of one: the batches in the order of their plans."""
+    """The batches in the order of their plans; with workers, to be had through `running`, which ends them."""
     return DataLoader(
         batches,
         sampler=plans,

@@ -22,7 +22,8 @@ def batches_of(split, workers, epochs=2, batch_size=16, seed=3, **augmentation):
         workers=workers,
         pin_memory=False,
     )
-    return list(loader)
+    with running(loader) as batches:  # a worker that is left ignores the end of this process, which waits for it
+        return list(batches)
 
 
 def test_every_image_comes_once_an_epoch_in_a_new_order():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from s10_resnet import checkpoint, synthetic
-from s10_resnet.batches import AugmentedBatches, Plans, train_loader
+from s10_resnet.batches import AugmentedBatches, Plans, running, train_loader
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.config import Config, flag
 from s10_resnet.data import Split
@@ -446,16 +446,17 @@ def draws(lab: Lab, workers: tuple[int, ...], epochs: int) -> Iterator[Row]:
     sequences = []
     for count in workers:
         loader = train_loader(augmented, Plans(320, 16, epochs, seed=lab.seed % 2**32), workers=count, pin_memory=False)
-        sequences.append([images.numpy().tobytes() for images, _ in loader])
+        with running(loader) as batches:
+            sequences.append([images.numpy().tobytes() for images, _ in batches])
     duplicates = sum(len(sequence) - len(set(sequence)) for sequence in sequences)
     alike = sum(sequence == sequences[0] for sequence in sequences)
-    batches = sum(map(len, sequences))
+    drawn = sum(map(len, sequences))
     problems = () if alike == len(workers) else (f"{len(workers) - alike} numbers of workers drew something else",)
     yield Row(
         "10",
         f"draws of batches over {len(workers)} numbers of workers and {epochs} epochs: none twice",
-        batches,
-        batches - duplicates,
+        drawn,
+        drawn - duplicates,
         f"duplicates: {duplicates}",
         problems,
     )
