@@ -42,7 +42,9 @@ def explain(error: BaseException) -> str | None:
         return None
     if "Too many open files" in text:
         return f"too many open files; {REMEDIES[errno.EMFILE]}"
-    if re.search(r"shared memory|Bus error|No space left on device", text):
+    if re.search(
+        r"shared memory ?\(shm\)|shared memory object|out of shared memory\. |Bus error|No space left on device", text
+    ):
         return "/dev/shm is too small for the batches of the workers; enlarge it (docker run --shm-size) or --workers 0"
     if re.search(r"DataLoader worker .*(killed|exited)", text):
         return "a worker was killed, most often by the system for want of memory; lower --workers or free some memory"
