@@ -263,7 +263,9 @@ def tampering(lab: Lab, source: Path | None) -> Iterator[Row]:
                 if how == "changed":
                     content[len(content) // 2] ^= 1
                 (folder / file).write_bytes(content if how == "changed" else content[:-1])
-        end = Script(lab, ["scripts/train.py", "--data-dir", folder.parent, "--output-dir", lab.folder / "out"]).ended()
+        quick = shlex.split("--limit 60 --batch-size 20 --epochs 1")  # if it is not refused
+        command = ["scripts/train.py", *quick, "--data-dir", folder.parent, "--output-dir", lab.folder / "out"]
+        end = Script(lab, command).ended()
         shutil.rmtree(folder.parent)
         named = f"{name} is not the official file" if source else "data_batch_1 is not the official file"
         return "" if end.one_line(2) and named in end.err else f"{name} {how}: {end.err[-300:]}"
