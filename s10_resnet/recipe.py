@@ -26,8 +26,8 @@ from s10_resnet import (
 )
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, TrainingError
+from s10_resnet.notes import CHECKPOINT, PREVIOUS
 from s10_resnet.session import Session
-from s10_resnet.training import CHECKPOINT, PREVIOUS
 
 
 @signals.heeded()
@@ -53,7 +53,8 @@ def train(config: Config) -> dict[str, Any]:
                 return _resume(config.output_dir / name, vars(config))
     run = session.begin(config)
     if run.runtime.rank:
-        return training.follow(run, run.runtime.share(0.0)) or {}
+        training.follow(run, run.runtime.share(0.0))
+        return {}
     folder = _make_folder(run, "train")
     with files.locked(folder):
         return training.carry_out(run, folder, run.runtime.share(_max_lr(run, folder)))
@@ -119,7 +120,8 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         config = replace(config, **{name: asked[name] for name in resumption.FREE if name in asked})
         run = session.begin(replace(config, dataset=saved["dataset"]) if saved else config)._replace(config=config)
         if follower:
-            return training.follow(run, run.runtime.share(0.0), saved) or {}
+            training.follow(run, run.runtime.share(0.0), saved)
+            return {}
         terminal.say(f"going on in {folder}: {_what(run)}")
         if saved:
             resumption.warn_of_changes(saved["environment"], run.environment)

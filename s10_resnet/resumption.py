@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s10_resnet import checkpoint, outputs, terminal, training
+from s10_resnet import checkpoint, outputs, terminal
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.config import Config, flag
 from s10_resnet.errors import InputError
+from s10_resnet.notes import CHECKPOINT, CONTENT, PREVIOUS, named
 from s10_resnet.state import EpochRecord
-from s10_resnet.training import CHECKPOINT, PREVIOUS
 
 # What may change between the beginning of a run and its end, because the result does not depend on it.
 FREE = ("workers", "data_dir", "device", "checkpoint_every_minutes")
@@ -39,7 +39,7 @@ def load(source: Path) -> dict[str, Any]:
     except CheckpointError as error:
         offer = _offer(source.with_name(PREVIOUS)) if source.name == CHECKPOINT else ""
         raise CheckpointError(f"--resume {error}{offer}") from None
-    if {key: type(value) for key, value in saved.items()} != training.CONTENT:
+    if {key: type(value) for key, value in saved.items()} != CONTENT:
         raise CheckpointError(f"--resume {source}: is no checkpoint of a training")
     return saved
 
@@ -77,7 +77,7 @@ def check_history(folder: Path, saved: dict[str, Any], split: str) -> None:
         written = outputs.read_rows(path)
         epochs = [EpochRecord(**record) for record in saved["state"]["history"]]
         # The latest epoch may be missing, after a kill, and there may be more than the checkpoint before it knows of.
-        known = zip(written, training.named(epochs, split), strict=False)
+        known = zip(written, named(epochs, split), strict=False)
         if len(written) >= max(1, len(epochs) - 1) and all(row == record for row, record in known):
             return
     except (InputError, KeyError, TypeError):

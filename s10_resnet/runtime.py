@@ -59,8 +59,12 @@ class Runtime:
             distributed.all_reduce(tensor)
         return tensor
 
+    def meet(self) -> None:
+        """Waits until all processes have come here."""
+        self.share(0.0)
+
     def share(self, number: float) -> float:
-        """Rank 0's number; no process goes on before all have come here."""
+        """Rank 0's number, once all processes have come here."""
         mine = number if self.rank == 0 else 0.0
         return self.total(torch.tensor(mine, dtype=self.sum_dtype, device=self.device)).item()
 
@@ -76,12 +80,10 @@ def start(device: str, precision: str, *, deterministic: bool = False) -> Runtim
     Raises:
         InputError: For a device that is not there, or a format that it cannot train in.
     """
-    world_size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))  # this one and the next are torchrun's
     chosen = _device(device)
     if world_size > 1 and chosen.type == "cuda":
-        chosen = _device(f"cuda:{local_rank}")
+        chosen = _device(f"cuda:{os.environ['LOCAL_RANK']}")
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision == "fp16" and chosen.type != "cuda":
         raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {chosen.type}; fp16 is for CUDA devices")

@@ -75,10 +75,10 @@ def begin(config: Config) -> Session:
     run = runtime.start(config.device, config.precision, deterministic=config.deterministic)
     workers = runtime.default_workers(run.device) if config.workers == "auto" else config.workers
     if run.rank:
-        run.share(0.0)  # rank 0 comes first, and fetches what is not there
+        run.meet()  # rank 0 comes first, and fetches what is not there
     train, evaluation, dataset = data.load(config.dataset, config.data_dir)
     if not run.rank:
-        run.share(0.0)
+        run.meet()
     split = "test"
     if config.val_size:
         train, evaluation = data.hold_out(train, config.val_size)

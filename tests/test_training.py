@@ -18,13 +18,13 @@ from s10_resnet import (
     files,
     lr_finder,
     model,
+    notes,
     outputs,
     recipe,
     report,
     runtime,
     signals,
     synthetic,
-    training,
 )
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, MachineError, TrainingError
@@ -153,7 +153,7 @@ def test_a_signal_anywhere_loses_nothing(finished, tmp_path, monkeypatch, capsys
 
 def test_a_second_ctrl_c_saves_nothing_more(tmp_path, monkeypatch):
     at_call(monkeypatch, Totals, "add", 2, signal.SIGINT)
-    at_call(monkeypatch, training.Notes, "save", 1, signal.SIGINT)
+    at_call(monkeypatch, notes.Notes, "save", 1, signal.SIGINT)
     with pytest.raises(signals.Stopped) as stop:
         recipe.train(small(tmp_path))
     assert stop.value.urgent
