@@ -47,7 +47,22 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """A command that ends by a signal ignores any other from then on: its process would end."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = handlers()
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+
+
+@pytest.fixture
+def heard_by_nobody(_handlers: None) -> None:
+    """A signal that is not heeded fails its test, and ends neither the tests nor those after it."""
+    for signum in handlers():
+        signal.signal(signum, unheard)
+
+
+def unheard(signum: int, frame: object) -> None:
+    raise AssertionError(f"{signal.Signals(signum).name} was not heeded")
+
+
+def handlers() -> dict:
+    return {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}

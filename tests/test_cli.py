@@ -12,8 +12,9 @@ from s10_resnet import cli, recipe
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.errors import InputError, MachineError, TrainingError
 from s10_resnet.signals import Stopped
-from tests.conftest import REPOSITORY
-from tests.test_signals import handlers, unheard
+from tests.conftest import REPOSITORY, handlers
+
+pytestmark = pytest.mark.usefixtures("heard_by_nobody")
 
 ENDS = [
     (InputError("--limit 3: must be more"), 2, "train.py: error: --limit 3: must be more\n"),
@@ -25,17 +26,6 @@ ENDS = [
     (Stopped(signal.SIGINT, urgent=True), 130, "train.py: interrupted\n"),
     (Stopped(signal.SIGTERM), 143, "train.py: terminated\n"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """A command that was stopped leaves the signals ignored: its process is about to end."""
-    before = handlers()
-    for signum in before:
-        signal.signal(signum, unheard)
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def run(*argv, command="train"):

@@ -9,30 +9,16 @@ import pytest
 
 from s10_resnet import signals
 from s10_resnet.signals import Stopped, heeded, uninterrupted
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, handlers
 
 BOTH = pytest.mark.parametrize("signum", [SIGINT, SIGTERM])
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
-    """Whatever a test leaves behind is nothing to the tests after it, and no signal ends the tests."""
-    before = handlers()
-    for signum in before:
-        signal.signal(signum, unheard)
+def _nothing_is_left(heard_by_nobody):
     yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
     signals._received.clear()
     signals._depth = 0
-
-
-def unheard(signum, frame):
-    raise AssertionError(f"{signal.Signals(signum).name} was not heeded")
-
-
-def handlers():
-    return {signum: signal.getsignal(signum) for signum in (SIGINT, SIGTERM)}
 
 
 def send(signum):
