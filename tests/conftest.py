@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import runtime, synthetic
+from s10_resnet import data, files, model, recipe, report, runtime, signals, synthetic
 from s10_resnet.data import Split
+from s10_resnet.state import Totals
+from tests.runs import at_call, small, small_network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -66,3 +68,36 @@ def unheard(signum: int, frame: object) -> None:
 
 def handlers() -> dict:
     return {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+
+@pytest.fixture(scope="module")
+def small_parts() -> Iterator[None]:
+    """A network that trains in no time, and pictures that draw themselves."""
+    parts = tuple(Split(*synthetic.draw(200, seed), synthetic.CLASSES) for seed in (1, 2))
+
+    def draw(*names):
+        return lambda folder, *_: [files.write_whole(folder / name, b"") for name in names]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load_synthetic", lambda: parts)
+        patch.setattr(model, "build_network", small_network)
+        patch.setattr(report, "draw_plan", draw("samples.png", "lr_schedule.png"))
+        patch.setattr(report, "draw_results", draw("curves.png", "confusion.png", "mistakes.png"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A run that nothing interrupted: its config, folder and summary."""
+    config = small(tmp_path_factory.mktemp("outputs"))
+    return config, config.output_dir / "run", recipe.train(config)
+
+
+@pytest.fixture
+def half(small_parts: None, tmp_path: Path) -> Path:
+    """A run that was stopped in its second epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Totals, "add", 5)
+        with pytest.raises(signals.Stopped):
+            recipe.train(small(tmp_path))
+    return tmp_path / "run"

@@ -1,4 +1,8 @@
 import hashlib
+import os
+import random
+import signal
+import time
 import zipfile
 
 import pytest
@@ -163,3 +167,29 @@ def test_it_is_loaded_onto_the_cpu_wherever_it_comes_from(tmp_path, monkeypatch)
     checkpoint.save(tmp_path / "last.pt", SMALL)
     assert b"cuda:0" in (tmp_path / "last.pt").read_bytes()
     assert checkpoint.load(tmp_path / "last.pt")["model"]["weight"].device.type == "cpu"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path):
+    """The fast form of what ``make torture`` does to the scripts."""
+    draws, landed = random.Random(), 0
+    path, previous = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
+    checkpoint.save(path, {"step": 0})
+    for _ in range(20):
+        writer = os.fork()
+        if not writer:
+            try:
+                for step in range(1, 1_000_000):
+                    checkpoint.save(path, {"step": step, "weights": torch.full((2_000_000,), float(step))}, previous)
+            finally:
+                os._exit(1)
+        while not list(tmp_path.glob(".*.tmp")):
+            time.sleep(0.0005)
+        time.sleep(draws.uniform(0, 0.01))
+        os.kill(writer, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
+        landed += bool(list(tmp_path.glob(".*.tmp")))
+        checkpoint.load(path)
+        for left in tmp_path.glob(".*.tmp"):
+            left.unlink()
+    assert landed  # in the middle of a write, not between two

@@ -20,6 +20,7 @@ from s10_resnet import (
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError, TrainingError
+from tests.runs import BOWL, FILES, rows, small
 
 ISSUE_KEYS = {
     "dataset",
@@ -37,23 +38,6 @@ ISSUE_KEYS = {
     "versions",
     "git_commit",
 }
-PICTURES = {"samples.png", "lr_schedule.png", "curves.png", "confusion.png", "mistakes.png"}
-WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}
-FILES = PICTURES | WEIGHTS | {"config.json", "history.csv", "summary.json"}
-
-
-def small(folder, **changes):
-    settings = {
-        "dataset": "synthetic",
-        "limit": 60,
-        "batch_size": 25,
-        "epochs": 2,
-        "precision": "fp32",
-        "device": "cpu",
-        "output_dir": folder,
-        "name": "run",
-    }
-    return Config(**{**settings, **changes})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,11 +54,6 @@ def finished(tmp_path_factory):
     """One finished run: its config, folder and summary."""
     config = small(tmp_path_factory.mktemp("outputs"))
     return config, config.output_dir / "run", recipe.train(config)
-
-
-def rows(folder):
-    with (folder / "history.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_run_leaves_everything_and_nothing_else(finished):
@@ -179,9 +158,6 @@ def test_auto_says_loudly_that_it_took_the_stand_in(tmp_path, monkeypatch, capsy
     assert len(list(tmp_path.glob("train-synthetic-*"))) == 1
     with pytest.raises(InputError, match="no network"):
         recipe.train(small(tmp_path, dataset="cifar10"))
-
-
-BOWL = lr_finder.LRCurve(np.logspace(-6, 0, 50), 1 + (np.linspace(-6, 0, 50) + 2.5) ** 2)
 
 
 def test_search_lr_leaves_curve_suggestions_and_picture(tmp_path, capsys):
