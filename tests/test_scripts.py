@@ -50,6 +50,12 @@ def test_the_readme_shows_the_commands_of_the_trade():
         assert command in commands
 
 
+def test_a_bad_value_looks_as_the_readme_shows_it():
+    code, out, err = python("scripts/train.py --epochs 0")
+    assert (code, out) == (2, "")
+    assert f"$ python scripts/train.py --epochs 0\n{err}```" in (REPOSITORY / "README.md").read_text()
+
+
 def test_train_as_the_readme_says(tmp_path):
     code, out, err = python(f"scripts/train.py --epochs 24 {QUICK} --epochs 1 --output-dir", tmp_path)
     assert (code, err) == (0, "")
