@@ -1,36 +1,78 @@
-"""What the scripts share: flags in, exit code out."""
+"""The commands: flags in, exit code out. They are the scripts, and the entry points of an installed package."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from s10_resnet import flags, signals
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
+from s10_resnet.settings import Settings
 
 
-def run(command: str, argv: Sequence[str] | None = None, *, prog: str, description: str) -> int:
-    """Runs a function of `s10_resnet.recipe` with the settings of a command line.
+class Command(NamedTuple):
+    """What a command does, with which settings."""
+
+    settings: type[Settings]
+    function: str  # module and name, imported once the flags are good: torch takes seconds
+    description: str
+    example: str  # flags
+
+
+COMMANDS = {
+    "train": Command(
+        Config, "recipe.train", "Trains the custom ResNet on CIFAR-10.", "--epochs 24 --seed 1 --name second-try"
+    ),
+    "find_lr": Command(
+        Config, "recipe.search_lr", "Runs the learning-rate range test and reads it.", "--finder-steps 200 --seed 1"
+    ),
+}
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """``s10-train``, and ``scripts/train.py``."""
+    return run("train", argv)
+
+
+def find_lr(argv: Sequence[str] | None = None) -> int:
+    """``s10-find-lr``, and ``scripts/find_lr.py``."""
+    return run("find_lr", argv)
+
+
+def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs one of the `COMMANDS`.
+
+    Args:
+        name: Which one.
+        argv: The arguments after the program's name; by default those of this process.
+        prog: What the program is called; by default as this process was.
 
     Returns:
         0; 1 if the training or the machine failed; 2 if the input was bad; 130 after Ctrl-C, 143 after SIGTERM. The
         last four say why in one line.
     """
+    command = COMMANDS[name]
+    prog = prog or Path(sys.argv[0]).name
+    texts = {"prog": prog, "description": command.description, "epilog": f"example: {prog} {command.example}"}
     rank = os.environ.get("RANK") or "0"
     say = rank == "0"  # of bad flags, which all ranks have been given
     with signals.heeded():
         try:
-            given = flags.read(argv, resumable=command == "train", prog=prog, description=description)
+            given = flags.read(command.settings, argv, resumable=name == "train", **texts)
             path = given.pop("resume", None)
-            config = None if path else Config(**given)
-            from s10_resnet import recipe  # torch takes seconds to import: --help and a bad flag need not wait for it
+            settings = None if path else command.settings(**given)
+            module, function = command.function.split(".")
+            room = importlib.import_module(f"s10_resnet.{module}")
 
             prog, say = prog if say else f"{prog}: rank {rank}", True
-            recipe.resume(path, given) if path else getattr(recipe, command)(config)
+            room.resume(path, given) if path else getattr(room, function)(settings)
         except InputError as error:
             return _fail(f"{prog}: error: {error}", 2, say)
         except (TrainingError, MachineError) as error:

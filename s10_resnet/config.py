@@ -1,29 +1,28 @@
-"""Every setting of the package in one flat, frozen dataclass that checks itself."""
+"""Every setting of a training in one flat, frozen dataclass."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from s10_resnet import knobs
 from s10_resnet.errors import InputError
-
-
-def _data_dir() -> Path:
-    return Path(os.environ.get("S10_DATA_DIR", "data"))
+from s10_resnet.settings import Settings
 
 
 @dataclass(frozen=True)
-class Config:
-    """One run's settings. A field ``batch_size`` is the flag ``--batch-size``.
+class Config(Settings):
+    """One run's settings."""
 
-    Raises:
-        InputError: When a value is out of range; the message names flag, value and what is allowed.
-    """
+    SECTIONS: ClassVar[dict[str, str]] = {
+        "epochs": "training",
+        "crop_padding": "augmentation",
+        "seed": "data and randomness",
+        "device": "machine",
+        "finder_start_lr": "range test",
+        "checkpoint_every_minutes": "output",
+    }
 
     epochs: int = knobs.whole(24, "passes over the training images", low=1, high=10_000)
     batch_size: int = knobs.whole(512, "images in a step", low=1)
@@ -70,19 +69,11 @@ class Config:
         "synthetic",
         "auto",
     )
-    data_dir: Path = knobs.folder(
-        _data_dir,
-        "folder that holds or gets cifar-10-batches-py; the default can be set in S10_DATA_DIR",
-    )
+    data_dir: Path = knobs.data_dir()
     val_size: int = knobs.whole(0, "training images held out and evaluated on in place of the test images", low=0)
     limit: int = knobs.whole(0, "use the first N training and N/5 test images; 0: all", low=10, zero=True)
-    device: str = knobs.word(
-        "auto",
-        "where to train",
-        "auto, cpu, cuda, cuda:N or mps",
-        lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text),
-    )
-    precision: str = knobs.choice("auto", "number format of the forward pass", "auto", "fp32", "bf16", "fp16")
+    device: str = knobs.device("where to train")
+    precision: str = knobs.precision()
     deterministic: bool = knobs.switch(False, "the same bits on every run on CUDA, too, which is slower there")
     workers: int | str = knobs.or_auto(knobs.whole(0, "augmentation processes", low=0, high=256), "auto")
     finder_start_lr: float = knobs.learning_rate(1e-6, "first learning rate of the range test")
@@ -94,50 +85,12 @@ class Config:
         "a number above 0",
         lambda v: v > 0,
     )
-    output_dir: Path = knobs.folder(Path("outputs"), "folder of the run folders")
-    name: str = knobs.word(
-        "",
-        "the run's folder below --output-dir; by default the command, date and time",
-        "up to 100 letters, digits and . _ -, not starting with a dot or a dash",
-        lambda text: text == "" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text),
-    )
+    output_dir: Path = knobs.output_dir()
+    name: str = knobs.run_name()
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not item.metadata["knob"].accepts(value):
-                raise bad_value(item, value)
+        super().__post_init__()
         if self.finder_start_lr >= self.finder_end_lr:
             raise InputError(
                 f"--finder-start-lr {self.finder_start_lr}: must be below --finder-end-lr {self.finder_end_lr}"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values; paths become strings."""
-        return json.loads(json.dumps(asdict(self), default=str))
-
-    @classmethod
-    def from_json(cls, content: Any) -> Config:
-        """The config that ``to_json`` made this of.
-
-        Raises:
-            InputError: For anything but an object of exactly these fields with allowed values.
-        """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(content, dict):
-            raise InputError("the settings must be a JSON object")
-        if content.keys() != names:
-            strange = ", ".join(sorted(map(str, content.keys() ^ names)))
-            raise InputError(f"the settings of another version of this package, which differs in: {strange}")
-        return cls(**{item.name: item.metadata["knob"].revive(content[item.name]) for item in fields(cls)})
-
-
-def flag(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def bad_value(item: Field, value: Any) -> InputError:
-    """What to raise for a value that a field does not take."""
-    shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return InputError(f"{flag(item.name)} {shown}: must be {item.metadata['knob'].allowed}")

@@ -1,4 +1,4 @@
-"""The command line, generated from the fields of `Config`: flags to settings, and settings back to flags."""
+"""The command line, generated from the fields of `Settings`: flags to settings, and settings back to flags."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from s10_resnet.config import Config, bad_value, flag
+from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.knobs import Knob
+from s10_resnet.settings import Settings, bad_value, flag
 
 
-def read(argv: Sequence[str] | None = None, *, resumable: bool = False, **parser_options: Any) -> dict[str, Any]:
+def read(
+    kind: type[Settings], argv: Sequence[str] | None = None, *, resumable: bool = False, **parser_options: Any
+) -> dict[str, Any]:
     """Reads a command line.
 
     Args:
+        kind: Whose fields the flags are.
         argv: The arguments after the program's name; by default those of this process.
         resumable: Whether there is a flag ``--resume``, which is no setting of a run but names one.
         **parser_options: Passed to `argparse.ArgumentParser`, such as ``prog`` and ``description``.
@@ -28,16 +32,19 @@ def read(argv: Sequence[str] | None = None, *, resumable: bool = False, **parser
         The values of the flags that were given, by the name of their field; ``resume`` is a path.
 
     Raises:
-        InputError: For an unknown flag or a bad value.
+        InputError: For an unknown flag, a bad value, or a required one that is missing.
     """
     parser = _Parser(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **parser_options)
-    for item in fields(Config):
-        _add(parser, item)
+    section: Any = parser
+    for item in fields(kind):
+        if item.name in kind.SECTIONS:
+            section = parser.add_argument_group(kind.SECTIONS[item.name])
+        _add(section, item)
     if resumable:
         text = "go on with a run: its folder, or a checkpoint in it; settings are the run's own"
-        parser.add_argument("--resume", metavar="RUN", default=argparse.SUPPRESS, help=text)
-    given = vars(parser.parse_args(_attach_negatives(sys.argv[1:] if argv is None else argv)))
-    read = {item.name: _parse(item, given[item.name]) for item in fields(Config) if item.name in given}
+        section.add_argument("--resume", metavar="RUN", default=argparse.SUPPRESS, help=text)
+    given = vars(parser.parse_args(_attach_negatives(kind, sys.argv[1:] if argv is None else argv)))
+    read = {item.name: _parse(item, given[item.name]) for item in fields(kind) if item.name in given}
     return {**read, "resume": _existing(given["resume"])} if "resume" in given else read
 
 
@@ -68,18 +75,27 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the flags")
 
 
-def _add(parser: argparse.ArgumentParser, item: Field) -> None:
+def _add(parser: Any, item: Field) -> None:
     knob: Knob = item.metadata["knob"]
+    metavar = knob.metavar or item.name.rsplit("_", 1)[-1].upper()
+    if knob.positional:
+        parser.add_argument(item.name, nargs="+", metavar=metavar, help=knob.help)
+        return
+    required = item.default is MISSING and item.default_factory is MISSING
+    options = {"default": argparse.SUPPRESS, "required": required}
+    if isinstance(item.default, bool):
+        options["action"] = argparse.BooleanOptionalAction
+        text = f"{knob.help} (default: {'yes' if item.default else 'no'})"
+    else:
+        options |= {"nargs": knob.count, "metavar": metavar}
+        text = f"{knob.help} ({knob.allowed}; {'required' if required else f'default: {_default(item)}'})"
+    parser.add_argument(flag(item.name), help=text.replace("%", "%%"), **options)
+
+
+def _default(item: Field) -> str:
     default = item.default_factory() if item.default is MISSING else item.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = f"{knob.help} ({knob.allowed}; default: {'none' if shown == '' else shown})".replace("%", "%%")
-    if isinstance(default, bool):
-        action = argparse.BooleanOptionalAction
-        text = f"{knob.help} (default: {'yes' if default else 'no'})"
-        parser.add_argument(flag(item.name), action=action, default=argparse.SUPPRESS, help=text)
-    else:
-        metavar = item.name.rsplit("_", 1)[-1].upper()
-        parser.add_argument(flag(item.name), default=argparse.SUPPRESS, nargs=knob.count, metavar=metavar, help=text)
+    return "none" if shown in ("", None) else str(shown)
 
 
 def _parse(item: Field, text: str | bool | list[str]) -> Any:
@@ -102,9 +118,9 @@ def _existing(text: str) -> Path:
     raise InputError(f"--resume {text}: must be the folder of a run, or a checkpoint in it")
 
 
-def _attach_negatives(argv: Sequence[str]) -> list[str]:
+def _attach_negatives(kind: type[Settings], argv: Sequence[str]) -> list[str]:
     """Writes ``--max-lr -1e-3`` as ``--max-lr=-1e-3``, which argparse would take for a flag without its value."""
-    single = {flag(item.name) for item in fields(Config) if item.metadata["knob"].count is None}
+    single = {flag(item.name) for item in fields(kind) if item.metadata["knob"].count is None}
     words: list[str] = []
     for word in argv:
         if words and words[-1] in single and re.match(r"-[\d.]|-inf|-nan", word):

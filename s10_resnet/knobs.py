@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+REQUIRED = object()  # in place of a default
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,14 @@ class Knob:
     accepts: Callable[[Any], bool]
     count: int | None = None  # values after the flag, where there is more than one
     revive: Callable[[Any], Any] = lambda value: value  # from what JSON made of it
+    positional: bool = False  # values that come without a flag, as many as there are
+    metavar: str = ""  # what stands for a value; by default the last word of the field's name
 
 
 def setting(default: Any, knob: Knob) -> Any:
     """A dataclass field with its knob; a default that can be called is called for each instance."""
+    if default is REQUIRED:
+        return field(metadata={"knob": knob})
     if callable(default):
         return field(default_factory=default, metadata={"knob": knob})
     return field(default=default, metadata={"knob": knob})
@@ -78,13 +85,24 @@ def betas(default: tuple[float, float], text: str) -> Any:
     return setting(default, Knob(text, "two numbers of at least 0 and below 1", float, accepts, count=2, revive=revive))
 
 
-def folder(default: Path | Callable[[], Path], text: str) -> Any:
-    """A path."""
+def path(default: Path | Callable[[], Path] | object, text: str, allowed: str = "a path") -> Any:
+    """A path, whether or not there is anything."""
+    return setting(default, Knob(text, allowed, _path, _is_path, revive=_revive_path))
 
-    def revive(value: Any) -> Any:
-        return Path(value) if isinstance(value, str) else value
 
-    return setting(default, Knob(text, "a folder", _path, _is_path, revive=revive))
+def path_or_none(text: str, allowed: str = "a path") -> Any:
+    """A path, or none if the flag is not given."""
+    knob: Knob = path(REQUIRED, text, allowed).metadata["knob"]
+    return setting(None, replace(knob, accepts=lambda value: value is None or _is_path(value)))
+
+
+def paths(text: str, metavar: str, allowed: str) -> Any:
+    """One path or more, given without a flag."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and len(value) > 0 and all(map(_is_path, value))
+
+    return setting(REQUIRED, Knob(text, allowed, _path, accepts, positional=True, metavar=metavar))
 
 
 def or_auto(knob_field: Any, default: Any) -> Any:
@@ -101,6 +119,42 @@ def or_auto(knob_field: Any, default: Any) -> Any:
     )
 
 
+def data_dir() -> Any:
+    """Where CIFAR-10 is."""
+    text = "folder that holds or gets cifar-10-batches-py; the default can be set in S10_DATA_DIR"
+    return path(lambda: Path(os.environ.get("S10_DATA_DIR", "data")), text, "a folder")
+
+
+def output_dir() -> Any:
+    """Where the run folders are."""
+    return path(Path("outputs"), "folder of the run folders", "a folder")
+
+
+def run_name() -> Any:
+    """What a run's folder is called."""
+    return word(
+        "",
+        "the run's folder below --output-dir; by default the command, date and time",
+        "up to 100 letters, digits and . _ -, not starting with a dot or a dash",
+        lambda text: text == "" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text),
+    )
+
+
+def device(text: str) -> Any:
+    """A processor."""
+    return word(
+        "auto",
+        text,
+        "auto, cpu, cuda, cuda:N or mps",
+        lambda text: re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", text),
+    )
+
+
+def precision() -> Any:
+    """A number format."""
+    return choice("auto", "number format of the forward pass", "auto", "fp32", "bf16", "fp16")
+
+
 def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
@@ -111,6 +165,10 @@ def _path(text: str) -> Path:
     if not _is_path(Path(text)):
         raise ValueError("the system has no such paths")
     return Path(text)
+
+
+def _revive_path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) else value
 
 
 def _is_path(value: Any) -> bool:

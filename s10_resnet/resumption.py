@@ -9,9 +9,10 @@ from typing import Any
 
 from s10_resnet import checkpoint, outputs, terminal
 from s10_resnet.checkpoint import CheckpointError
-from s10_resnet.config import Config, flag
+from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.notes import CHECKPOINT, CONTENT, PREVIOUS, named
+from s10_resnet.settings import flag
 from s10_resnet.state import EpochRecord
 
 # What may change between the beginning of a run and its end, because the result does not depend on it.

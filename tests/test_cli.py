@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from s10_resnet import cli, recipe
+from s10_resnet import cli, flags, recipe
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.errors import InputError, MachineError, TrainingError
 from s10_resnet.signals import Stopped
@@ -29,7 +30,7 @@ ENDS = [
 
 
 def run(*argv, command="train"):
-    return cli.run(command, argv, prog="train.py", description="Trains.")
+    return cli.run(command, argv, prog="train.py")
 
 
 def fail_with(error):
@@ -50,8 +51,24 @@ def calls(monkeypatch):
 
 def test_the_command_gets_the_config(calls):
     assert run("--epochs", "3") == 0
-    assert run("--seed", "1", command="search_lr") == 0
+    assert run("--seed", "1", command="find_lr") == 0
     assert [(name, config.epochs, config.seed) for name, config in calls] == [("train", 3, 0), ("search_lr", 24, 1)]
+
+
+def test_each_command_is_a_function_named_as_it(monkeypatch):
+    monkeypatch.setattr(cli, "run", lambda name, argv: (name, argv))
+    for name in cli.COMMANDS:
+        assert getattr(cli, name)(["--flag"]) == (name, ["--flag"])
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_shows_an_example_that_is_none_of_bad_input(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(name, ["--help"], prog="tool")
+    assert ended.value.code == 0
+    command = cli.COMMANDS[name]
+    assert f"\nexample: tool {command.example}\n" in capsys.readouterr().out
+    command.settings(**flags.read(command.settings, shlex.split(command.example)))
 
 
 def test_a_run_goes_on_with_the_flags_that_were_given(calls, tmp_path):
@@ -61,7 +78,7 @@ def test_a_run_goes_on_with_the_flags_that_were_given(calls, tmp_path):
 
 
 def test_only_a_training_goes_on(calls, tmp_path, capsys):
-    assert run("--resume", str(tmp_path), command="search_lr") == 2
+    assert run("--resume", str(tmp_path), command="find_lr") == 2
     assert capsys.readouterr().err.startswith("train.py: error: unrecognized arguments: --resume")
     assert run("--resume", str(tmp_path / "missing")) == 2
     assert capsys.readouterr().err.startswith(f"train.py: error: --resume {tmp_path / 'missing'}: must be ")
@@ -138,7 +155,7 @@ def test_help_and_a_bad_flag_do_not_wait_for_torch():
         (
             "import sys",
             "from s10_resnet import cli",
-            "code = cli.run('train', ['--epochs', '0'], prog='p', description='')",
+            "code = cli.run('train', ['--epochs', '0'], prog='p')",
             "print(code, 'torch' in sys.modules)",
         )
     )

@@ -2,13 +2,15 @@ import dataclasses
 import shlex
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 
-from s10_resnet import flags
+from s10_resnet import flags, knobs
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
+from s10_resnet.settings import Settings
 from tests.test_config import CONFIGS, always_the_same
 
 BAD_VALUES = [
@@ -62,7 +64,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("flag", "value"), BAD_VALUES)
 def test_bad_value_names_flag_value_and_what_is_allowed(flag, value):
     with pytest.raises(InputError) as caught:
-        flags.read([flag, value])
+        flags.read(Config, [flag, value])
     message = str(caught.value)
     assert message.startswith(f"{flag} {value}: must be ")
     assert "\n" not in message
@@ -71,7 +73,7 @@ def test_bad_value_names_flag_value_and_what_is_allowed(flag, value):
 @pytest.mark.parametrize("betas", [("0.9", "1"), ("-0.1", "0.99"), ("0.9", "x"), ("0.9", "nan")])
 def test_bad_betas_are_named_together(betas):
     with pytest.raises(InputError, match=rf"^--optimizer-betas {betas[0]} {betas[1]}: must be two numbers"):
-        flags.read(["--optimizer-betas", *betas])
+        flags.read(Config, ["--optimizer-betas", *betas])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_bad_betas_are_named_together(betas):
 )
 def test_a_malformed_command_line_is_one_line(argv):
     with pytest.raises(InputError) as caught:
-        flags.read(argv)
+        flags.read(Config, argv)
     assert argv[0] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -89,7 +91,7 @@ def test_every_kind_of_flag_is_read():
         "--epochs 3 --max-lr auto --optimizer-betas 0.8 0.95 --no-flip --workers 2 --data-dir /some/where "
         "--weight-decay 0 --anneal cos --name a-run --limit 0 --val-size 100"
     )
-    config = Config(**flags.read(shlex.split(line)))
+    config = Config(**flags.read(Config, shlex.split(line)))
     assert config == Config(
         epochs=3,
         max_lr="auto",
@@ -114,7 +116,7 @@ def test_the_flags_lead_back_to_the_config():
         limit=10,
         finder_start_lr=1e-7,
     )
-    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+    assert Config(**flags.read(Config, shlex.split(flags.line(config)))) == config
     assert flags.line(Config()) == ""
     assert flags.line(Config(max_lr=0.002)) == "--max-lr 0.002"
 
@@ -122,7 +124,7 @@ def test_the_flags_lead_back_to_the_config():
 @always_the_same
 @given(CONFIGS)
 def test_every_config_can_be_typed(config):
-    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+    assert Config(**flags.read(Config, shlex.split(flags.line(config)))) == config
 
 
 @pytest.mark.parametrize("name", ["-run", "--", "--epochs", "-1", "-h"])
@@ -130,18 +132,55 @@ def test_what_looks_like_a_flag_can_be_typed_or_is_refused(name):
     config = Config(data_dir=Path(name), output_dir=Path(name))
     with suppress(InputError):
         config = dataclasses.replace(config, name=name)
-    assert Config(**flags.read(shlex.split(flags.line(config)))) == config
+    assert Config(**flags.read(Config, shlex.split(flags.line(config)))) == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool(Settings):
+    """Settings with all that those of a training do without."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {"source": "what it reads", "target": "what it writes"}
+
+    files: tuple[Path, ...] = knobs.paths("what to work on", "FILE", "a path")
+    source: Path = knobs.path(knobs.REQUIRED, "100% needed", "a folder")
+    target: Path | None = knobs.path_or_none("not needed", "a folder")
+
+
+def test_values_without_a_flag_and_flags_that_are_needed():
+    read = flags.read(Tool, ["a", "b", "--source", "c"])
+    assert read == {"files": (Path("a"), Path("b")), "source": Path("c")}
+    assert Tool(**read).target is None
+    assert flags.read(Tool, ["--source", "-1", "--target", "d", "a"])["source"] == Path("-1")
+    for argv, missing in ((["a"], "--source"), (["--source", "c"], "FILE")):
+        with pytest.raises(InputError, match=f"required: {missing}; --help"):
+            flags.read(Tool, argv)
+    for argv, told in (
+        (["--source", "c", "a", "b\0"], "FILE a b\0: must be a path"),
+        (["--source", "\0", "a"], "--source \0: must be a folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            flags.read(Tool, argv)
+        assert str(caught.value) == told
+
+
+def test_help_says_what_is_needed_and_what_belongs_together(capsys):
+    with pytest.raises(SystemExit):
+        flags.read(Tool, ["--help"])
+    text = capsys.readouterr().out
+    assert "what it reads:\n  --source SOURCE  100% needed (a folder; required)" in text
+    assert "what it writes:\n  --target TARGET  not needed (a folder; default: none)" in text
+    assert "FILE [FILE ...]" in text
 
 
 def test_only_what_was_given_is_read():
-    assert flags.read([]) == {}
-    assert flags.read(["--epochs", "24", "--flip"]) == {"epochs": 24, "flip": True}  # the defaults, but given
+    assert flags.read(Config, []) == {}
+    assert flags.read(Config, ["--epochs", "24", "--flip"]) == {"epochs": 24, "flip": True}  # the defaults, but given
 
 
 def test_a_run_to_resume_is_there(tmp_path):
-    assert flags.read(["--resume", str(tmp_path)], resumable=True) == {"resume": tmp_path}
+    assert flags.read(Config, ["--resume", str(tmp_path)], resumable=True) == {"resume": tmp_path}
     (tmp_path / "checkpoint.pt").touch()
-    assert flags.read([f"--resume={tmp_path}/checkpoint.pt", "--workers", "2"], resumable=True) == {
+    assert flags.read(Config, [f"--resume={tmp_path}/checkpoint.pt", "--workers", "2"], resumable=True) == {
         "resume": tmp_path / "checkpoint.pt",
         "workers": 2,
     }
@@ -150,19 +189,19 @@ def test_a_run_to_resume_is_there(tmp_path):
 @pytest.mark.parametrize("path", ["nowhere", "", "a\0b", "a" * 5000, "/dev/null/below", "\udcff\ud800"])
 def test_a_run_that_is_not_there_cannot_be_resumed(path):
     with pytest.raises(InputError) as caught:
-        flags.read(["--resume", path], resumable=True)
+        flags.read(Config, ["--resume", path], resumable=True)
     assert str(caught.value) == f"--resume {path}: must be the folder of a run, or a checkpoint in it"
 
 
 def test_not_everything_can_be_resumed(tmp_path):
     with pytest.raises(InputError, match=r"^unrecognized arguments: --resume"):
-        flags.read(["--resume", str(tmp_path)])
+        flags.read(Config, ["--resume", str(tmp_path)])
 
 
 def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
     monkeypatch.setenv("S10_DATA_DIR", "100%data")
     with pytest.raises(SystemExit) as ended:
-        flags.read(["--help"], prog="train.py")
+        flags.read(Config, ["--help"], prog="train.py")
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
@@ -172,6 +211,10 @@ def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
     assert "default: 100%data" in words
     assert "seed of weights, order and augmentation (a whole number from 0 to 4294967295; default: 0)" in words
     assert "--resume" not in text
+    for title in Config.SECTIONS.values():
+        assert f"\n{title}:\n" in text
+    assert text.count("options:\n") == 1  # all flags but --help are in some section
+    assert set(Config.SECTIONS) < {field.name for field in dataclasses.fields(Config)}
     with pytest.raises(SystemExit):
-        flags.read(["--help"], resumable=True)
+        flags.read(Config, ["--help"], resumable=True)
     assert "--resume RUN" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def judged(work, *argv):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
         patch.setattr(recipe, "train", stand_in)
         patch.setattr(recipe, "resume", stand_in)
-        code = cli.run("train", argv, prog="train.py", description="")
+        code = cli.run("train", argv, prog="train.py")
     if code == 0:
         assert told.getvalue() == ""
         return results[0]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def test_betas():
     assert not taken.accepts(taken.revive("ab"))
 
 
-def test_folders():
-    taken = knob(knobs.folder(Path("data"), ""))
+def test_paths():
+    taken = knob(knobs.path(Path("data"), ""))
     assert [value for value in (Path("a"), Path(), "a", *ODD) if taken.accepts(value)] == [Path("a"), Path()]
     assert (taken.parse("a/b"), taken.revive("a/b")) == (Path("a/b"), Path("a/b"))
     with pytest.raises(ValueError, match="no such paths"):
@@ -89,6 +90,24 @@ def test_folders():
     assert not taken.accepts(taken.revive(["a"]))
 
 
+def test_a_path_that_need_not_be_given():
+    taken = knob(knobs.path_or_none("", "a file"))
+    assert [value for value in (None, Path("a"), *ODD[1:]) if taken.accepts(value)] == [None, Path("a")]
+    assert knobs.path_or_none("").default is None
+
+
+def test_several_paths():
+    taken = knob(knobs.paths("", "IMAGE", "a file"))
+    good = [(Path("a"),), (Path("a"), Path("b"))]
+    assert [value for value in (*good, (), ("a",), (Path("a\0"),), Path("a"), *ODD) if taken.accepts(value)] == good
+    assert (taken.positional, taken.metavar) == (True, "IMAGE")
+
+
+def test_a_default_can_be_missing():
+    field = knobs.path(knobs.REQUIRED, "")
+    assert field.default is field.default_factory is dataclasses.MISSING
+
+
 def test_a_default_can_be_made_anew_each_time():
-    assert knobs.folder(lambda: Path("a"), "").default_factory() == Path("a")
-    assert knobs.folder(Path("a"), "").default == Path("a")
+    assert knobs.path(lambda: Path("a"), "").default_factory() == Path("a")
+    assert knobs.path(Path("a"), "").default == Path("a")

@@ -191,7 +191,7 @@ def test_the_next_command_trains_with_what_was_found(tmp_path, monkeypatch, caps
     found = recipe.search_lr(config)
     program, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
     assert (program, script) == ("python", "scripts/train.py")
-    assert Config(**flags.read(words)) == dataclasses.replace(config, max_lr=found.max_lr, name="")
+    assert Config(**flags.read(Config, words)) == dataclasses.replace(config, max_lr=found.max_lr, name="")
 
 
 def test_max_lr_auto_trains_with_what_it_finds(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,8 @@ import torch
 
 from s10_resnet import checkpoint
 from s10_resnet.checkpoint import CheckpointError
-from s10_resnet.config import Config, flag
+from s10_resnet.config import Config
+from s10_resnet.settings import flag
 from tests.torture.lab import REPOSITORY, Lab, Row, Script
 
 
