@@ -14,6 +14,7 @@ from typing import NamedTuple
 from s10_resnet import flags, signals
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
+from s10_resnet.options import Evaluation, Prediction
 from s10_resnet.settings import Settings
 
 
@@ -33,6 +34,18 @@ COMMANDS = {
     "find_lr": Command(
         Config, "recipe.search_lr", "Runs the learning-rate range test and reads it.", "--finder-steps 200 --seed 1"
     ),
+    "evaluate": Command(
+        Evaluation,
+        "evaluation.evaluate",
+        "Evaluates trained weights on the test images or on a folder of pictures.",
+        "--checkpoint outputs/cifar10/best.pt --tta six",
+    ),
+    "predict": Command(
+        Prediction,
+        "prediction.show",
+        "Says what pictures are taken for: the three likeliest classes and their probabilities.",
+        "--checkpoint outputs/cifar10/best.pt cat.jpg dog.png --plot seen.png",
+    ),
 }
 
 
@@ -44,6 +57,16 @@ def train(argv: Sequence[str] | None = None) -> int:
 def find_lr(argv: Sequence[str] | None = None) -> int:
     """``s10-find-lr``, and ``scripts/find_lr.py``."""
     return run("find_lr", argv)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """``s10-evaluate``, and ``scripts/evaluate.py``."""
+    return run("evaluate", argv)
+
+
+def predict(argv: Sequence[str] | None = None) -> int:
+    """``s10-predict``, and ``scripts/predict.py``."""
+    return run("predict", argv)
 
 
 def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -18,6 +18,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from s10_resnet.files import write_whole
@@ -27,6 +29,10 @@ GREY, PALE = "#595959", "#A0A0A0"
 DPI = 150
 OPEN = {"fillstyle": "none", "markeredgewidth": 1.8, "zorder": 4}
 LEGEND = {"loc": "outside lower center", "frameon": False}
+RIVALS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, "#56B4E9", "black", GREY)
+MARKERS = "os^DvPX*"
+FIRM = {"linestyle": "-", "linewidth": 1.8, "markersize": 5, "zorder": 3}
+FAINT = {"linestyle": "--", "linewidth": 0.9, "markersize": 3, "fillstyle": "none"}
 
 
 class EpochLike(Protocol):
@@ -163,6 +169,45 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") ->
     return figure
 
 
+def predictions(
+    pictures: Sequence[np.ndarray],
+    heat_maps: np.ndarray,
+    names: Sequence[str],
+    tops: Sequence[Sequence[tuple[str, float]]],
+    *,
+    title: str = "",
+) -> Figure:
+    """What pictures are taken for, a row each: the picture, where the network looked, and the likeliest classes.
+
+    Args:
+        pictures: N of uint8 ``[S, S, 3]``, N at least 1.
+        heat_maps: float ``[N, H, W]`` from 0 to 1, over the whole of each picture.
+        names: N texts, such as the names of the files.
+        tops: For each picture classes and their probabilities, fractions of 1.
+        title: Title of the figure.
+    """
+    figure = _figure(7.2, 1.7 * len(pictures) + 0.35 * bool(title) + 0.2, title)
+    rows = figure.subplots(len(pictures), 3, squeeze=False, width_ratios=(1, 1, 1.9), sharex="col")
+    extent = (0, 1, 0, 1)
+    for (plain, seen, bars), picture, heat, name, top in zip(rows, pictures, heat_maps, names, tops, strict=True):
+        plain.imshow(picture, extent=extent)
+        seen.imshow(picture.mean(2), extent=extent, cmap="gray", vmin=0, vmax=255)  # grey: the colour is the map's
+        seen.imshow(heat, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bicubic")
+        plain.set_title(name if len(name) <= 22 else f"{name[:9]}...{name[-10:]}", fontsize=9)
+        seen.set_title(f"evidence for {top[0][0]}", fontsize=9)
+        for axes in (plain, seen):
+            axes.set(xticks=[], yticks=[])
+        shares = [100 * share for _, share in top]
+        bars.barh(range(len(top)), shares, color=BLUE, height=0.6)
+        for place, share in enumerate(shares):
+            bars.text(share + 1.5, place, f"{share:.1f} %", va="center", fontsize=9)
+        bars.set(xlim=(0, 118), ylim=(len(top) - 0.4, -0.6), xticks=[0, 50, 100])
+        bars.set_yticks(range(len(top)), [label for label, _ in top])
+        bars.spines[["top", "right"]].set_visible(False)
+    rows[-1][2].set_xlabel("probability, %")
+    return figure
+
+
 def lr_range(
     lrs: Sequence[float],
     losses: Sequence[float],
@@ -200,6 +245,58 @@ def lr_range(
     margin = max(0.3 * (high - low), 0.1 * low)  # a loss that only rises has no way down
     axes.set_ylim(min(low, np.nanmin(losses)) - margin / 3, high + margin)
     figure.legend(ncols=3, **LEGEND)
+    return figure
+
+
+def comparison(
+    groups: Mapping[str, Mapping[str, np.ndarray]], *, split: str = "test", title: str = "", columns: int = 3
+) -> Figure:
+    """Loss and accuracy of several trainings over each other; of repeated ones the mean within a standard deviation.
+
+    Args:
+        groups: By label, at least one: ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n
+            repeated trainings, each float ``[n, E]``, with the E of its own; accuracies are fractions of 1, NaN leaves
+            a gap. Eight differ in colour as well as in marker.
+        split: What the ``eval_`` values were measured on.
+        title: Title of the figure.
+        columns: Entries in a row of the legend, fewer where they are long.
+    """
+    figure = _figure(9.2, 4.2, title)
+    loss, accuracy = figure.subplots(1, 2)
+    longest = max(len(values["eval_loss"][0]) for values in groups.values())
+    entries = {}
+    for place, (label, values) in enumerate(groups.items()):
+        color = RIVALS[place % 8]
+        runs, epochs = values["eval_loss"].shape
+        every = max(1, math.ceil(epochs / 12))  # more markers than that would be a line of their own
+        look = {"color": color, "marker": MARKERS[(place + place // 8) % 8], "clip_on": False}
+        look["markevery"] = (place * every // len(groups) % epochs, every)  # out of step, or they hide each other
+        for axes, metric, unit in (loss, "loss", 1), (accuracy, "accuracy", 100):
+            for prefix, style in ("train", FAINT), ("eval", FIRM):
+                single = unit * values[f"{prefix}_{metric}"]
+                mean = single.mean(0)
+                (line,) = axes.plot(range(1, epochs + 1), mean, **look, **style)
+                if runs > 1:
+                    std = single.std(0, ddof=1)
+                    band = {"color": color, "alpha": 0.2 if prefix == "eval" else 0.1, "linewidth": 0}
+                    axes.fill_between(range(1, epochs + 1), mean - std, mean + std, **band)
+        entries[f"{label} (n = {runs})"] = line
+    for axes, ylabel in (loss, "loss"), (accuracy, "accuracy, %"):
+        _dress(axes, "epoch", ylabel)
+        pad = max(0.5, 0.03 * longest)
+        axes.set_xlim(1 - pad, longest + pad)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 100))
+
+    entries[split] = Line2D([], [], color=GREY, **FIRM)
+    entries["train (augmented)"] = Line2D([], [], color=GREY, **FAINT)
+    if any(len(values["eval_loss"]) > 1 for values in groups.values()):
+        entries["mean ± standard deviation of n runs"] = Patch(color=GREY, alpha=0.2, linewidth=0)
+    columns = max(1, min(columns, 105 // (max(map(len, entries)) + 6)))
+    legend = figure.legend(entries.values(), ["-"] * len(entries), ncols=columns, **LEGEND)
+    # Set afterwards, for a label may begin with the underscore that hides it, or hold what looks like a formula.
+    for text, label in zip(legend.get_texts(), entries, strict=True):
+        text.set(text=label, parse_math=False)
     return figure
 
 

@@ -189,7 +189,7 @@ def _find_lr(run: Session, folder: Path) -> lr_finder.Suggestion:
             start_lr=config.finder_start_lr,
             end_lr=config.finder_end_lr,
             steps=config.finder_steps,
-            watch=partial(terminal.range_test_bar, total=config.finder_steps),
+            watch=partial(terminal.bar, total=config.finder_steps, description="range test", unit="step"),
         )
     found = lr_finder.suggest(curve)
     points = zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s10_resnet import plots
+from s10_resnet import metrics, plots
 from s10_resnet.data import Split
 from s10_resnet.lr_finder import LRCurve, Suggestion, smooth
 from s10_resnet.state import EpochRecord
@@ -59,8 +59,7 @@ def draw_results(
 
     images, labels, classes = evaluation
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    matrix = np.zeros((len(classes), len(classes)), int)
-    np.add.at(matrix, (labels, predicted), 1)
+    matrix = metrics.confusion_matrix(labels, predicted, len(classes))
     confusion = plots.confusion(matrix, classes, title=f"Predictions on the {len(labels):,} {split} images{note}")
     plots.save(confusion, folder / "confusion.png")
 

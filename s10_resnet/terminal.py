@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -24,6 +24,12 @@ def warn(text: str) -> None:
     frame = "!" * 88
     with tqdm.external_write_mode(file=sys.stderr):
         print(f"{frame}\nWARNING: {text}\n{frame}", file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Prints a line on stderr, above the bars if there are any."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -65,9 +71,9 @@ class Progress:
         self.run.close()
 
 
-def range_test_bar(steps: Iterator, total: int) -> Iterator:
-    """A bar over the steps of a range test."""
-    return tqdm(steps, total=total, desc="range test", unit="step", disable=None, leave=False, dynamic_ncols=True)
+def bar(items: Iterable, total: int, description: str, unit: str) -> Iterator:
+    """The items, with a bar over them."""
+    return tqdm(items, total=total, desc=description, unit=unit, disable=None, leave=False, dynamic_ncols=True)
 
 
 def _image_bar(images: int, description: str) -> tqdm:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import data, files, model, recipe, report, runtime, signals, synthetic
+from s10_resnet import checkpoint, data, files, model, recipe, report, runtime, signals, synthetic
+from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.state import Totals
 from tests.runs import at_call, small, small_network
@@ -101,3 +102,25 @@ def half(small_parts: None, tmp_path: Path) -> Path:
         with pytest.raises(signals.Stopped):
             recipe.train(small(tmp_path))
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves as ``last.pt``: the true network, with random weights and running statistics."""
+    torch.manual_seed(5)
+    network = model.build_network((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    network(torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8))  # in training mode: moves the statistics
+    path = tmp_path_factory.mktemp("weights") / "last.pt"
+    checkpoint.save(path, weights_content(network))
+    return path
+
+
+def weights_content(network: torch.nn.Module) -> dict:
+    return {
+        "model": network.state_dict(),
+        "epoch": 3,
+        "test_accuracy": 0.25,
+        "dataset": "synthetic",
+        "classes": list(synthetic.CLASSES),
+        "config": Config(dataset="synthetic").to_json(),
+    }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -59,6 +60,14 @@ def test_each_command_is_a_function_named_as_it(monkeypatch):
     monkeypatch.setattr(cli, "run", lambda name, argv: (name, argv))
     for name in cli.COMMANDS:
         assert getattr(cli, name)(["--flag"]) == (name, ["--flag"])
+
+
+def test_each_is_a_script_and_an_entry_point():
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        points = tomllib.load(file)["project"]["scripts"]
+    assert points == {f"s10-{name.replace('_', '-')}": f"s10_resnet.cli:{name}" for name in cli.COMMANDS}
+    scripts = {path.stem: path.read_text() for path in (REPOSITORY / "scripts").glob("*.py")}
+    assert all(f"sys.exit(cli.{name}())" in scripts[name] for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

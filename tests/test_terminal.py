@@ -89,8 +89,8 @@ def test_a_warning_stands_out(capsys):
     assert err.count("!" * 40) >= 2
 
 
-def test_the_range_test_bar_passes_everything_on(capsys):
-    assert list(terminal.range_test_bar(iter(range(5)), total=5)) == list(range(5))
+def test_a_bar_passes_everything_on(capsys):
+    assert list(terminal.bar(iter(range(5)), total=5, description="range test", unit="step")) == list(range(5))
     assert capsys.readouterr().err == ""
 
 

@@ -1,0 +1,74 @@
+"""The settings of what comes after a training: one dataclass a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from s10_resnet import knobs
+from s10_resnet.knobs import REQUIRED
+from s10_resnet.settings import Settings
+
+VIEWS = ("none", "flip", "six")  # see `s10_resnet.views`
+FORMATS = ("onnx", "torch", "safetensors")
+
+
+def _checkpoint() -> Path:
+    return knobs.path(REQUIRED, "weights of a run: its best.pt or last.pt, or a safetensors file of them", "a file")
+
+
+def _tta() -> str:
+    text = "test-time augmentation, the views of an image to average over: an image and its mirror image, or six"
+    return knobs.choice("none", text, *VIEWS)
+
+
+@dataclass(frozen=True)
+class Evaluation(Settings):
+    """What `s10_resnet.evaluation.evaluate` is asked for."""
+
+    checkpoint: Path = _checkpoint()
+    split: str = knobs.choice(
+        "test", "images of the run's data set to evaluate on; val: those that it held out", "test", "val"
+    )
+    images: Path | None = knobs.path_or_none(
+        "evaluate on the pictures below this folder instead, which has a folder for each class", "a folder"
+    )
+    tta: str = _tta()
+    data_dir: Path = knobs.data_dir()
+    device: str = knobs.device("where to compute")
+    precision: str = knobs.precision()
+
+
+@dataclass(frozen=True)
+class Prediction(Settings):
+    """What `s10_resnet.prediction.show` is asked for."""
+
+    images: tuple[Path, ...] = knobs.paths(
+        "pictures, folders of them, or patterns such as 'pets/*.jpg'", "IMAGE", "a path"
+    )
+    checkpoint: Path = _checkpoint()
+    tta: str = _tta()
+    json: bool = knobs.switch(False, "print JSON in place of a table")
+    plot: Path | None = knobs.path_or_none(
+        "draw the pictures with their classes and where the network looked (Grad-CAM) into this PNG", "a file"
+    )
+    device: str = knobs.device("where to compute")
+
+
+@dataclass(frozen=True)
+class Comparison(Settings):
+    """What `s10_resnet.comparison.compare` is asked for."""
+
+    runs: tuple[Path, ...] = knobs.paths("folders of runs, or of several runs", "RUN", "a folder")
+    output_dir: Path = knobs.output_dir()
+    name: str = knobs.run_name()
+
+
+@dataclass(frozen=True)
+class Export(Settings):
+    """What `s10_resnet.exporting.export` is asked for."""
+
+    checkpoint: Path = _checkpoint()
+    format: str = knobs.choice("onnx", "what to write; torch is a program of torch.export", *FORMATS)
+    output: Path | None = knobs.path_or_none("where to write it; by default beside the checkpoint", "a file")
+    data_dir: Path = knobs.data_dir()
