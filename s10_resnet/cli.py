@@ -14,7 +14,7 @@ from typing import NamedTuple
 from s10_resnet import flags, signals
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
-from s10_resnet.options import Evaluation, Prediction
+from s10_resnet.options import Comparison, Evaluation, Export, Prediction
 from s10_resnet.settings import Settings
 
 
@@ -46,6 +46,18 @@ COMMANDS = {
         "Says what pictures are taken for: the three likeliest classes and their probabilities.",
         "--checkpoint outputs/cifar10/best.pt cat.jpg dog.png --plot seen.png",
     ),
+    "compare": Command(
+        Comparison,
+        "comparison.compare",
+        "Lays the curves, results and settings of several runs beside each other.",
+        "outputs/cifar10 outputs/second-try",
+    ),
+    "export": Command(
+        Export,
+        "exporting.export",
+        "Writes a trained network for other programs, and checks what it wrote.",
+        "--checkpoint outputs/cifar10/best.pt --format onnx",
+    ),
 }
 
 
@@ -67,6 +79,16 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def predict(argv: Sequence[str] | None = None) -> int:
     """``s10-predict``, and ``scripts/predict.py``."""
     return run("predict", argv)
+
+
+def compare(argv: Sequence[str] | None = None) -> int:
+    """``s10-compare``, and ``scripts/compare.py``."""
+    return run("compare", argv)
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """``s10-export``, and ``scripts/export.py``."""
+    return run("export", argv)
 
 
 def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -85,6 +85,7 @@ class Config(Settings):
         "a number above 0",
         lambda v: v > 0,
     )
+    tensorboard: bool = knobs.switch(False, "write the epochs for TensorBoard, too, which has to be installed")
     output_dir: Path = knobs.output_dir()
     name: str = knobs.run_name()
 

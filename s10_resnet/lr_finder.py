@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_lr_finder import LRFinder, TrainDataLoaderIter
+
+with warnings.catch_warnings(action="ignore"):  # in a notebook it would like another kind of bar, which is never drawn
+    from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
 from s10_resnet.engine import Criterion
 from s10_resnet.runtime import Runtime

@@ -8,7 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from s10_resnet import checkpoint, model, outputs, report, terminal
+import numpy as np
+
+from s10_resnet import card, checkpoint, model, outputs, page, report, session, terminal
+from s10_resnet.events import Events
 from s10_resnet.session import Session
 from s10_resnet.state import EpochRecord, Totals, TrainingState
 
@@ -22,6 +25,7 @@ class Notes:
     def __init__(self, run: Session, folder: Path, state: TrainingState, max_lr: float) -> None:
         self.run, self.folder, self.state, self.max_lr = run, folder, state, max_lr
         self.environment = run.environment
+        self.events = Events(folder / "tensorboard", run.split) if run.config.tensorboard else None
         self.saved_state: tuple[int, int] | None = None  # steps and epochs
         self.saved_at = time.monotonic()
 
@@ -60,6 +64,8 @@ class Notes:
         """Writes the history, and the weights if they are still those of the latest epoch."""
         run, history = self.run, self.state.history
         outputs.write_rows(self.folder / "history.csv", named(history, run.split))
+        if self.events:
+            self.events.log(history)
         if not weights:
             return
         content = {
@@ -79,16 +85,40 @@ class Notes:
         run, history = self.run, self.state.history
         summary = self._summary(status)
         outputs.write_json(self.folder / "summary.json", summary)
+        card.write(self.folder / "MODEL_CARD.md", summary, run.config.to_json(), run.train.classes)
+        if self.events:
+            self.events.close()
         probabilities = self.state.logits.softmax(1).numpy()
         report.draw_results(self.folder, history, run.evaluation, run.split, probabilities, run.note)
+        self._write_page(summary, probabilities)
         terminal.say(
             f"{status} after epoch {summary['epochs']}: {run.dataset}, {run.split} accuracy "
             f"{summary[f'final_{run.split}_accuracy']:.2%} (best {summary[f'best_{run.split}_accuracy']:.2%} in epoch "
             f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
             f"{summary['images_per_second']:,.0f} images/s"
         )
-        terminal.say(f"see {self.folder / 'curves.png'}")
+        terminal.say(f"see {self.folder / 'curves.png'} or, all in one, report.html")
         return summary
+
+    def _write_page(self, summary: dict[str, Any], probabilities: np.ndarray) -> None:
+        run = self.run
+        images, labels, classes = run.evaluation
+        samples, sample_names = session.samples(run)
+        page.write(
+            self.folder / "report.html",
+            summary=summary,
+            config=run.config.to_json(),
+            history=self.state.history,
+            split=run.split,
+            lrs=session.planned_lrs(run, self.max_lr),
+            steps_per_epoch=run.steps_per_epoch,
+            images=images,
+            labels=labels,
+            classes=classes,
+            probabilities=probabilities,
+            samples=samples,
+            sample_names=sample_names,
+        )
 
     def _summary(self, status: str) -> dict[str, Any]:
         run, history = self.run, self.state.history

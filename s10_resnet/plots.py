@@ -249,23 +249,22 @@ def lr_range(
 
 
 def comparison(
-    groups: Mapping[str, Mapping[str, np.ndarray]], *, split: str = "test", title: str = "", columns: int = 3
+    groups: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, split: str = "test", title: str = ""
 ) -> Figure:
     """Loss and accuracy of several trainings over each other; of repeated ones the mean within a standard deviation.
 
     Args:
-        groups: By label, at least one: ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n
-            repeated trainings, each float ``[n, E]``, with the E of its own; accuracies are fractions of 1, NaN leaves
-            a gap. Eight differ in colour as well as in marker.
+        groups: At least one label with ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n
+            repeated trainings, float ``[n, E]``; n and E are the group's own, accuracies fractions of 1, and NaN leaves
+            a gap. Up to eight differ in colour as well as in marker.
         split: What the ``eval_`` values were measured on.
         title: Title of the figure.
-        columns: Entries in a row of the legend, fewer where they are long.
     """
-    figure = _figure(9.2, 4.2, title)
+    figure = _figure(9.2, 4, title)
     loss, accuracy = figure.subplots(1, 2)
-    longest = max(len(values["eval_loss"][0]) for values in groups.values())
-    entries = {}
-    for place, (label, values) in enumerate(groups.items()):
+    longest = max(values["eval_loss"].shape[1] for _, values in groups)
+    entries = []
+    for place, (label, values) in enumerate(groups):
         color = RIVALS[place % 8]
         runs, epochs = values["eval_loss"].shape
         every = max(1, math.ceil(epochs / 12))  # more markers than that would be a line of their own
@@ -280,7 +279,7 @@ def comparison(
                     std = single.std(0, ddof=1)
                     band = {"color": color, "alpha": 0.2 if prefix == "eval" else 0.1, "linewidth": 0}
                     axes.fill_between(range(1, epochs + 1), mean - std, mean + std, **band)
-        entries[f"{label} (n = {runs})"] = line
+        entries.append((f"{label} (n = {runs})", line))
     for axes, ylabel in (loss, "loss"), (accuracy, "accuracy, %"):
         _dress(axes, "epoch", ylabel)
         pad = max(0.5, 0.03 * longest)
@@ -288,14 +287,16 @@ def comparison(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 100))
 
-    entries[split] = Line2D([], [], color=GREY, **FIRM)
-    entries["train (augmented)"] = Line2D([], [], color=GREY, **FAINT)
-    if any(len(values["eval_loss"]) > 1 for values in groups.values()):
-        entries["mean ± standard deviation of n runs"] = Patch(color=GREY, alpha=0.2, linewidth=0)
-    columns = max(1, min(columns, 105 // (max(map(len, entries)) + 6)))
-    legend = figure.legend(entries.values(), ["-"] * len(entries), ncols=columns, **LEGEND)
-    # Set afterwards, for a label may begin with the underscore that hides it, or hold what looks like a formula.
-    for text, label in zip(legend.get_texts(), entries, strict=True):
+    entries.append((split, Line2D([], [], color=GREY, **FIRM)))
+    entries.append(("train (augmented)", Line2D([], [], color=GREY, **FAINT)))
+    if any(len(values["eval_loss"]) > 1 for _, values in groups):
+        entries.append(("mean ± 1 standard deviation", Patch(color=GREY, alpha=0.2, linewidth=0)))
+    labels, handles = zip(*entries, strict=True)
+    columns = min(4, 120 // (max(map(len, labels)) + 8)) or 1  # as many as the width holds
+    figure.set_figheight(3.6 + 0.21 * math.ceil(len(labels) / columns))
+    legend = figure.legend(handles, ["-"] * len(labels), ncols=columns, **LEGEND)
+    # Set afterwards: a label may begin with the underscore that hides it (matplotlib 3.9), or look like a formula.
+    for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set(text=label, parse_math=False)
     return figure
 

@@ -16,7 +16,7 @@ from s10_resnet.settings import flag
 from s10_resnet.state import EpochRecord
 
 # What may change between the beginning of a run and its end, because the result does not depend on it.
-FREE = ("workers", "data_dir", "device", "checkpoint_every_minutes")
+FREE = ("workers", "data_dir", "device", "checkpoint_every_minutes", "tensorboard")
 
 
 def source(folder: Path, path: Path) -> Path | None:

@@ -6,11 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from s10_resnet import data, model, optim, outputs, runtime
+from s10_resnet import data, events, model, optim, outputs, runtime
 from s10_resnet.batches import AugmentedBatches, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
@@ -72,6 +73,8 @@ def begin(config: Config) -> Session:
     Raises:
         InputError: For settings that do not fit the machine or the data.
     """
+    if config.tensorboard:
+        events.require()
     run = runtime.start(config.device, config.precision, deterministic=config.deterministic)
     workers = runtime.default_workers(run.device) if config.workers == "auto" else config.workers
     if run.rank:
@@ -130,6 +133,11 @@ def schedule(session: Session, max_lr: float) -> dict[str, float | int | str]:
     }
 
 
+def planned_lrs(session: Session, max_lr: float) -> list[float]:
+    """The learning rate of every step."""
+    return optim.planned_lrs(**schedule(session, max_lr))
+
+
 def training_state(session: Session, max_lr: float) -> TrainingState:
     """A training that is about to begin."""
     model = network(session)
@@ -153,6 +161,13 @@ def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
         world_size=run.world_size,
     )
     return train_loader(batches, plans, workers=session.workers, pin_memory=run.device.type == "cuda")
+
+
+def samples(session: Session) -> tuple[np.ndarray, list[str]]:
+    """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and the names of its classes."""
+    first = loader(session.alone, epochs=1)
+    images, labels = first.dataset[next(iter(first.sampler))]
+    return images.numpy(), [session.train.classes[label] for label in labels]
 
 
 def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s10_resnet import batches, engine, faults, model, optim, report, session, signals, terminal
+from s10_resnet import batches, engine, faults, model, report, session, signals, terminal
 from s10_resnet.checkpoint import CheckpointError
 from s10_resnet.engine import Batches
 from s10_resnet.errors import MachineError, TrainingError
@@ -132,11 +132,8 @@ def _draw_plan(run: Session, notes: Notes) -> None:
     """Draws what can be drawn before the training, if that has not been done."""
     if (notes.folder / report.LAST_OF_PLAN).exists():
         return
-    first = session.loader(run.alone, epochs=1)
-    images, labels = first.dataset[next(iter(first.sampler))]
-    names = [run.train.classes[label] for label in labels]
-    lrs = optim.planned_lrs(**session.schedule(run, notes.max_lr))
-    report.draw_plan(notes.folder, images.numpy(), names, lrs, run.steps_per_epoch, run.note)
+    lrs = session.planned_lrs(run, notes.max_lr)
+    report.draw_plan(notes.folder, *session.samples(run), lrs, run.steps_per_epoch, run.note)
 
 
 def _stop(state: TrainingState, notes: Notes) -> None:

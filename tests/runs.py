@@ -13,7 +13,7 @@ from s10_resnet.config import Config
 
 PICTURES = {"samples.png", "lr_schedule.png", "curves.png", "confusion.png", "mistakes.png"}
 WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}
-FILES = PICTURES | WEIGHTS | {"config.json", "history.csv", "summary.json"}
+FILES = PICTURES | WEIGHTS | {"config.json", "history.csv", "summary.json", "MODEL_CARD.md", "report.html"}
 BOWL = lr_finder.LRCurve(np.logspace(-6, 0, 50), 1 + (np.linspace(-6, 0, 50) + 2.5) ** 2)
 
 

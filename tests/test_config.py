@@ -44,6 +44,7 @@ FIELDS = {
     "finder_end_lr": st.floats(0.02, 1000),
     "finder_steps": st.integers(20, 100_000),
     "checkpoint_every_minutes": POSITIVE,
+    "tensorboard": st.booleans(),
     "output_dir": PATHS,
     "name": st.just("") | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", fullmatch=True),
 }

@@ -333,6 +333,96 @@ def test_confusion_texts_keep_apart(tmp_path, matrix):
     plots.save(figure, tmp_path / "confusion.png")
 
 
+# comparison
+
+
+def repeated(runs: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Curves of some runs; all their values differ."""
+    rng = np.random.default_rng(seed)
+    names = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
+    return {name: rng.uniform(0.1, 0.9, (runs, count)) for name in names}
+
+
+def drawn_lines(axes) -> list:
+    """The evaluation curves and the training curves, in the order of the groups."""
+    return [[line for line in axes.lines if line.get_linestyle() == style] for style in ("-", "--")]
+
+
+def test_comparison_draws_means_and_bands_of_one_standard_deviation(tmp_path):
+    three, one = repeated(3, 5), repeated(1, 2, seed=1)
+    figure = plots.comparison([("three", three), ("one", one)], split="val", title="Seeds")
+    for axes, metric, unit in zip(figure.axes, ("loss", "accuracy"), (1, 100), strict=True):
+        for lines, prefix in zip(drawn_lines(axes), ("eval", "train"), strict=True):
+            for line, values in zip(lines, (three, one), strict=True):
+                expected = [unit * sum(column) / len(column) for column in values[f"{prefix}_{metric}"].T]
+                np.testing.assert_allclose(line.get_ydata(), expected)
+                assert list(line.get_xdata()) == list(range(1, len(expected) + 1))
+        assert len(axes.collections) == 2  # of training and evaluation of the three; one run has no deviation
+        for band, prefix in zip(axes.collections, ("train", "eval"), strict=True):
+            corners = band.get_paths()[0].vertices
+            for epoch, column in enumerate(three[f"{prefix}_{metric}"].T, 1):
+                mean = sum(column) / 3
+                deviation = math.sqrt(sum((value - mean) ** 2 for value in column) / 2)  # n - 1
+                edges = corners[corners[:, 0] == epoch, 1]
+                np.testing.assert_allclose(
+                    (edges.min(), edges.max()), unit * np.array([mean - deviation, mean + deviation])
+                )
+    assert legend(figure) == ["three (n = 3)", "one (n = 1)", "val", "train (augmented)", "mean ± 1 standard deviation"]
+    assert figure.get_suptitle() == "Seeds"
+    plots.save(figure, tmp_path / "comparison.png")
+
+
+def test_comparison_of_single_runs_speaks_of_no_deviation():
+    assert len(legend(plots.comparison([("a", repeated(1, 3)), ("b", repeated(1, 3))]))) == 4
+
+
+@pytest.mark.parametrize("count", [1, 24, 200])
+def test_comparison_tells_eight_groups_apart_by_colour_and_by_marker(count):
+    figure = plots.comparison([(f"run-{i}", repeated(1, count, i)) for i in range(8)])
+    handles = figure.legends[0].legend_handles[:8]
+    for lines in (*drawn_lines(figure.axes[0]), *drawn_lines(figure.axes[1]), handles):
+        assert len({to_rgb(line.get_color()) for line in lines}) == len({line.get_marker() for line in lines}) == 8
+    firm, faint = drawn_lines(figure.axes[1])
+    assert min(line.get_linewidth() for line in firm) > 1.5 * max(line.get_linewidth() for line in faint)
+    for line in firm:
+        start, every = line.get_markevery()
+        assert 1 <= len(range(start, count, every)) <= 13  # each has some, and none is made of them
+    inks = sorted(luminance(to_rgb(line.get_color())) for line in firm)
+    assert inks[-1] < 0.5  # on white
+
+
+def test_comparison_goes_on_beyond_eight_groups():
+    firm, _ = drawn_lines(plots.comparison([(f"run-{i}", repeated(1, 2, i)) for i in range(20)]).axes[0])
+    assert len({(line.get_color(), line.get_marker()) for line in firm}) == 20
+
+
+def test_comparison_takes_labels_literally(tmp_path):
+    labels = ["_hidden", "$x^{$", "a_b^c", "same", "same"]
+    figure = plots.comparison([(label, repeated(1, 2)) for label in labels])
+    assert legend(figure)[:5] == [f"{label} (n = 1)" for label in labels]
+    plots.save(figure, tmp_path / "comparison.png")  # a broken formula would raise here
+
+
+def test_comparison_survives_nan_and_ends_at_100(tmp_path):
+    values = repeated(2, 3)
+    values["eval_loss"][0, 1] = NAN
+    values["eval_accuracy"][:] = [[0.5, 0.9, 1.0], [0.6, 1.0, 0.9]]
+    figure = plots.comparison([("a", values)])
+    assert figure.axes[1].get_ylim()[1] == 100
+    plots.save(figure, tmp_path / "comparison.png")
+
+
+def test_comparison_keeps_legend_and_axes_apart_and_on_the_figure():
+    for label, groups in ("long" * 10 + " (9 of 10 interrupted)", 8), ("a", 8), ("a" * 20, 16):
+        figure = plots.comparison([(label, repeated(2, 3))] * groups, title="Runs")
+        axes = [*(part for axes in figure.axes for part in (axes.patch, axes.xaxis.label)), figure._suptitle]
+        *rest, below = boxes(figure, [*axes, figure.legends[0]])
+        assert below.count_overlaps(rest) == 0
+        assert figure.bbox.x0 <= below.x0
+        assert below.x1 <= figure.bbox.x1
+        assert rest[0].height > 0.4 * 3.6 * figure.dpi
+
+
 # lr_range
 
 LRS = np.geomspace(1e-6, 1, 61)  # ten steps a decade

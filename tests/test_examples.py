@@ -1,0 +1,59 @@
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import REPOSITORY
+
+NOTEBOOK = REPOSITORY / "examples" / "quickstart.ipynb"
+
+
+def outputs(notebook):
+    """What each cell of code shows: the kinds of its outputs, and its text without what changes from run to run."""
+    return [
+        [(output.output_type, *sorted(output.get("data", {}))) for output in cell.outputs]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("limit=3000", "limit=300").replace("epochs=3", "epochs=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        client = NotebookClient(
+            notebook, timeout=200, coalesce_streams=True, resources={"metadata": {"path": str(folder)}}
+        )
+        client.create_kernel_manager()
+        client.km.kernel_spec.argv[0] = sys.executable  # this environment's, whatever python3 the system knows
+        client.execute()
+    return notebook, folder
+
+
+def test_the_notebook_runs_and_leaves_its_runs(executed):
+    notebook, folder = executed
+    names = sorted(path.name for path in (folder / "outputs").iterdir())
+    assert len(names) == 2
+    assert all(re.fullmatch(r"quickstart-\d{6}(-lr)?", name) for name in names)
+    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "completed after epoch 1" in text
+    assert re.search(r"\d+\.\d% of 2,000 test images", text)
+
+
+def test_what_is_committed_was_executed_and_shows_the_same_kinds_of_things(executed):
+    committed = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(committed)
+    assert outputs(committed) == outputs(executed[0])
+    counts = [cell.execution_count for cell in committed.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    text = Path(NOTEBOOK).read_text()
+    assert "Traceback" not in text
+    assert str(REPOSITORY) not in text
