@@ -19,55 +19,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from s10_resnet import charts
+from s10_resnet.charts import Chart
 from s10_resnet.config import Config
 from s10_resnet.files import write_whole
 from s10_resnet.metrics import confusion_matrix
 from s10_resnet.state import EpochRecord
 
 GRID_IMAGES = 32
-MAX_POINTS = 10_000  # of a curve to point at
-MAX_DRAWN = 1_000  # of a curve that is drawn, some 400 units wide, and rows of the table of epochs
-MAX_DOTS = 40  # a curve with more points goes without markers
-WIDTH, HEIGHT = 480, 300  # of a chart, in the units of its SVG
-LEFT, RIGHT, TOP, BOTTOM = 58, 466, 26, 252  # of the area of its curves
+MAX_ROWS = 1_000  # of the table of epochs
 DATASETS = {"cifar10": "CIFAR-10", "synthetic": "the synthetic stand-in"}
 NOTHING = "\N{EN DASH}"
-
-
-class Line(NamedTuple):
-    """A curve: its name and look, and where it runs, in the units of the SVG."""
-
-    name: str
-    look: str
-    path: str
-    dots: list[tuple[float, float]]
-
-
-class Chart(NamedTuple):
-    """All that the template needs to draw a chart, and what its script is to know of it (``hover``)."""
-
-    key: str
-    title: str
-    description: str
-    xlabel: str
-    ylabel: str
-    xticks: list[tuple[float, str]]
-    yticks: list[tuple[float, str]]
-    lines: list[Line]
-    hover: dict[str, Any]
-
-
-class Scale(NamedTuple):
-    """A linear axis: the values at its two ends, and where those lie."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """Where a value lies."""
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 2)
 
 
 class Picture(NamedTuple):
@@ -134,8 +96,8 @@ def write(
         sample_names: Their S classes.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    charts = [*_epoch_charts(history, split), _lr_chart(lrs, steps_per_epoch), _speed_chart(history)]
-    rows = _thinned([record.eval_accuracy for record in history], MAX_DRAWN)
+    drawn = [*_epoch_charts(history, split), _lr_chart(lrs, steps_per_epoch), _speed_chart(history)]
+    rows = charts.thinned([record.eval_accuracy for record in history], MAX_ROWS)
     template = _templates().get_template("report.html")
     text = template.render(
         name=config["name"] or path.resolve().parent.name,
@@ -144,8 +106,8 @@ def write(
         planned=config["epochs"],
         split=split,
         figures=_figures(summary, split),
-        charts=charts,
-        hover=[chart.hover for chart in charts],
+        charts=drawn,
+        hover=[chart.hover for chart in drawn],
         epochs=[asdict(history[place]) for place in rows],
         epoch_count=len(history),
         classes=classes,
@@ -158,7 +120,7 @@ def write(
         ],
         settings=_settings(config),
         environment=_environment(summary),
-        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        frame={name: getattr(charts, name.upper()) for name in ("width", "height", "left", "right", "top", "bottom")},
     )
     write_whole(path, text.encode(errors="replace"))  # a folder's name need not be Unicode
 
@@ -202,121 +164,22 @@ def _epoch_charts(history: Sequence[EpochRecord], split: str) -> list[Chart]:
         return {key: [unit * getattr(record, f"{key[1]}_{metric}") for record in history] for key in series}
 
     return [
-        _chart("loss", "Loss", "epoch", "cross entropy", epochs, values("loss", 1), ".4f"),
-        _chart("accuracy", "Accuracy", "epoch", "accuracy, %", epochs, values("accuracy", 100), ".2f", unit=" %"),
+        charts.chart("loss", "Loss", "epoch", "cross entropy", epochs, values("loss", 1), ".4f"),
+        charts.chart("accuracy", "Accuracy", "epoch", "accuracy, %", epochs, values("accuracy", 100), ".2f", unit=" %"),
     ]
 
 
 def _lr_chart(lrs: Sequence[float], steps_per_epoch: int) -> Chart:
     title = f"Learning rate: peak {max(lrs):.3g} at step {int(np.argmax(lrs)):,}"
     series = {("learning rate", "eval"): lrs}
-    chart = _chart("lr", title, "step", "learning rate", range(len(lrs)), series, ".4g", floor=0)
+    chart = charts.chart("lr", title, "step", "learning rate", range(len(lrs)), series, ".4g", floor=0)
     return chart._replace(hover={**chart.hover, "steps_per_epoch": steps_per_epoch})
 
 
 def _speed_chart(history: Sequence[EpochRecord]) -> Chart:
     epochs = [record.epoch for record in history]
     series = {("images/s", "eval"): [record.images_per_second for record in history]}
-    return _chart("speed", "Speed of the training steps", "epoch", "images/s", epochs, series, ".1f", floor=0)
-
-
-def _chart(
-    key: str,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    xs: Sequence[int],
-    series: Mapping[tuple[str, str], Sequence[float]],
-    form: str,
-    *,
-    unit: str = "",
-    floor: float | None = None,
-) -> Chart:
-    """Curves over whole numbers.
-
-    Args:
-        key: Of the chart, unique in the page.
-        title: What stands above it.
-        xlabel: What is counted along x.
-        ylabel: What stands beside the y axis.
-        xs: Where the values lie, in rising order.
-        series: As many values by (name, look); NaN leaves a gap.
-        form: Format of a value.
-        unit: What follows a value.
-        floor: A value that the y axis reaches down to.
-    """
-    everything = np.concatenate([np.asarray(values, float) for values in series.values()])
-    finite = everything[np.isfinite(everything)].tolist()
-    yticks = _ticks(*_span(finite if floor is None else [*finite, floor]), outward=True)
-    x = Scale(*((xs[0], xs[-1]) if len(xs) > 1 else (xs[0] - 0.5, xs[0] + 0.5)), LEFT, RIGHT)
-    y = Scale(yticks[0], yticks[-1], BOTTOM, TOP)
-    lines, texts, described = [], [], []
-    kept = _thinned(next(iter(series.values())), MAX_POINTS)
-    for (name, look), values in series.items():
-        drawn = _thinned(values, MAX_DRAWN)
-        points = [(x(xs[i]), y(values[i])) if math.isfinite(values[i]) else None for i in drawn]
-        dots = [point for point in points if point] if len(points) <= MAX_DOTS else []
-        lines.append(Line(name, look, _path(points), dots))
-        texts.append([format(values[i], form) if math.isfinite(values[i]) else None for i in kept])
-        first, last = (format(values[i], form) + unit for i in (0, -1))
-        described.append(f"{name}: {first} at {xlabel} {xs[0]:,}, {last} at {xlabel} {xs[-1]:,}")
-    hover = {
-        "key": key,
-        "label": xlabel,
-        "unit": unit,
-        "x": [xs[i] for i in kept],
-        "xscale": x,
-        "yscale": y,
-        "names": [name for name, _ in series],
-        "looks": [look for _, look in series],
-        "texts": texts,
-    }
-    xticks = _ticks(x.low, x.high, whole=True)
-    description = f"{title}, by {xlabel}. {'; '.join(described)}."
-    return Chart(key, title, description, xlabel, ylabel, _marked(x, xticks), _marked(y, yticks), lines, hover)
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the largest, and in any case from one number to a larger one."""
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    if low < high:
-        return low, high
-    return (0.8 * high, high) if high > 0 else (0.0, 1.0)  # downwards: there is no accuracy above 100 %
-
-
-def _ticks(low: float, high: float, *, whole: bool = False, outward: bool = False) -> list[float]:
-    """Round numbers at even distances, about five: those between the ends or, ``outward``, around them."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    if whole:
-        step = max(1, round(step))
-    slack = -1e-9 if outward else 1e-9  # 0.3 / 0.1 is not 3
-    first, last = low / step - slack, high / step + slack
-    ends = (math.floor(first), math.ceil(last)) if outward else (math.ceil(first), math.floor(last))
-    return [number * step for number in range(ends[0], ends[1] + 1)]
-
-
-def _marked(scale: Scale, ticks: Sequence[float]) -> list[tuple[float, str]]:
-    return [(scale(tick), f"{tick:,.6g}" if tick < 1e6 else f"{tick:,.0f}") for tick in ticks]
-
-
-def _path(points: Sequence[tuple[float, float] | None]) -> str:
-    """The ``d`` of an SVG path through the points; None breaks it."""
-    steps, pen_down = [], False
-    for point in points:
-        if point is not None:
-            steps.append(f"{'L' if pen_down else 'M'}{point[0]:g} {point[1]:g}")
-        pen_down = point is not None
-    return "".join(steps)
-
-
-def _thinned(values: Sequence[float], most: int) -> list[int]:
-    """Places of at most ``most`` values, evenly spread, the ends and the largest among them."""
-    if len(values) <= most:
-        return list(range(len(values)))
-    spread = np.linspace(0, len(values) - 1, most - 1).round().astype(int)
-    return sorted({*spread.tolist(), int(np.nan_to_num(values, nan=-np.inf).argmax())})
+    return charts.chart("speed", "Speed of the training steps", "epoch", "images/s", epochs, series, ".1f", floor=0)
 
 
 def _class_results(matrix: np.ndarray, classes: Sequence[str]) -> list[ClassResult]:

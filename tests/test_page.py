@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s10_resnet import optim, page
+from s10_resnet import charts, optim, page
 from s10_resnet.config import Config
 from s10_resnet.state import EpochRecord
 
@@ -285,7 +285,7 @@ def test_curves_lie_where_their_ticks_say(tmp_path, epochs, metric, unit):
         np.testing.assert_allclose([x(px) for px, _ in points], range(1, epochs + 1), atol=0.005 * epochs)
         np.testing.assert_allclose([y(py) for _, py in points], values, atol=0.001 * unit)
         dots = chart.one("g", class_=look).all(class_="dot")
-        assert len(dots) == (epochs if epochs <= page.MAX_DOTS else 0)
+        assert len(dots) == (epochs if epochs <= charts.MAX_DOTS else 0)
         for dot, point in zip(dots, points, strict=False):
             if dot.tag == "rect":
                 middle = [
@@ -302,8 +302,8 @@ def test_nothing_is_drawn_outside(run):
         chart = run.tree.one("div", id=key)
         for look in {"train", "eval"} & {node.attributes.get("class") for node in chart.all("g")}:
             for px, py in chain.from_iterable(path_points(chart, look)):
-                assert page.LEFT <= px <= page.RIGHT
-                assert page.TOP <= py <= page.BOTTOM
+                assert charts.LEFT <= px <= charts.RIGHT
+                assert charts.TOP <= py <= charts.BOTTOM
     texts = [node.text for node in run.tree.one("div", id="accuracy").all("text", class_="ytick")]
     assert float(texts[-1]) <= 100
 
@@ -318,7 +318,7 @@ def test_curves_differ_in_more_than_colour(run):
 def test_the_learning_rate(run):
     chart = run.tree.one("div", id="lr")
     (points,) = path_points(chart, "eval")
-    assert len(points) <= page.MAX_DRAWN
+    assert len(points) <= charts.MAX_DRAWN
     x, y = ruler(chart, "xtick"), ruler(chart, "ytick")
     steps = np.array([x(px) for px, _ in points])
     np.testing.assert_allclose([steps[0], steps[-1]], [0, len(run.lrs) - 1], atol=1)
@@ -342,15 +342,15 @@ def test_a_long_run_is_thinned(tmp_path):
     tree = written(tmp_path, **arguments)
     assert (tmp_path / "report.html").stat().st_size < 1_500_000
     hover = json.loads(tree.one("script", id="hover").text)[2]
-    assert len(hover["x"]) == len(hover["texts"][0]) <= page.MAX_POINTS
+    assert len(hover["x"]) == len(hover["texts"][0]) <= charts.MAX_POINTS
     assert hover["texts"][0][hover["x"].index(123_457)] == "0.005"
     assert (hover["x"][0], hover["x"][-1]) == (0, 999_999)
     assert max(np.diff(hover["x"])) <= 101
     (points,) = path_points(tree.one("div", id="lr"), "eval")
-    assert len(points) <= page.MAX_DRAWN
+    assert len(points) <= charts.MAX_DRAWN
     assert min(py for _, py in points) == y_of(tree.one("div", id="lr"), 0.005)
     _, *rows = tree.one("table", id="epochs").rows()
-    assert len(rows) <= page.MAX_DRAWN
+    assert len(rows) <= charts.MAX_DRAWN
     assert {"1", "1500", str(arguments["summary"]["best_epoch"])} <= {row[0] for row in rows}
 
 
@@ -361,7 +361,7 @@ def test_one_epoch(tmp_path):
         chart = tree.one("div", id=key)
         assert [tick.text for tick in chart.all("text", class_="xtick")] == ["1"]
         place = float(chart.one("text", class_="xtick").attributes["x"])
-        assert place == (page.LEFT + page.RIGHT) / 2
+        assert place == (charts.LEFT + charts.RIGHT) / 2
         for look in ("train", "eval"):
             ((point,),) = path_points(chart, look)
             assert point[0] == place
@@ -561,7 +561,7 @@ def test_pointing_at_a_curve(run, tmp_path):
     steps += [
         ("left", "accuracy", "pointerleave", 0),
         ("outside", "accuracy", "pointermove", 5000),
-        ("lr", "lr", "pointermove", page.LEFT + 470 / (24 * 98 - 1) * (page.RIGHT - page.LEFT)),
+        ("lr", "lr", "pointermove", charts.LEFT + 470 / (24 * 98 - 1) * (charts.RIGHT - charts.LEFT)),
         ("focus", "loss", "blur", ""),
         ("Home", "loss", "keydown", "Home"),
         ("ArrowRight", "loss", "keydown", "ArrowRight"),
@@ -571,7 +571,7 @@ def test_pointing_at_a_curve(run, tmp_path):
         ("ArrowLeft", "loss", "keydown", "ArrowLeft"),
         ("Tab", "loss", "keydown", "Tab"),
         ("Escape", "loss", "keydown", "Escape"),
-        ("touch", "speed", "pointerdown", page.LEFT),
+        ("touch", "speed", "pointerdown", charts.LEFT),
         ("focused", "speed", "focus", ""),
     ]
     seen = browse(run.path, tmp_path, steps)
