@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from s10_resnet import knobs
 from s10_resnet.knobs import REQUIRED
@@ -26,14 +27,16 @@ def _tta() -> str:
 class Evaluation(Settings):
     """What `s10_resnet.evaluation.evaluate` is asked for."""
 
+    SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "split": "images", "device": "machine"}
+
     checkpoint: Path = _checkpoint()
+    tta: str = _tta()
     split: str = knobs.choice(
         "test", "images of the run's data set to evaluate on; val: those that it held out", "test", "val"
     )
     images: Path | None = knobs.path_or_none(
         "evaluate on the pictures below this folder instead, which has a folder for each class", "a folder"
     )
-    tta: str = _tta()
     data_dir: Path = knobs.data_dir()
     device: str = knobs.device("where to compute")
     precision: str = knobs.precision()
@@ -42,6 +45,8 @@ class Evaluation(Settings):
 @dataclass(frozen=True)
 class Prediction(Settings):
     """What `s10_resnet.prediction.show` is asked for."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "json": "output", "device": "machine"}
 
     images: tuple[Path, ...] = knobs.paths(
         "pictures, folders of them, or patterns such as 'pets/*.jpg'", "IMAGE", "a path"
@@ -59,6 +64,8 @@ class Prediction(Settings):
 class Comparison(Settings):
     """What `s10_resnet.comparison.compare` is asked for."""
 
+    SECTIONS: ClassVar[dict[str, str]] = {"output_dir": "output"}
+
     runs: tuple[Path, ...] = knobs.paths("folders of runs, or of several runs", "RUN", "a folder")
     output_dir: Path = knobs.output_dir()
     name: str = knobs.run_name()
@@ -67,6 +74,8 @@ class Comparison(Settings):
 @dataclass(frozen=True)
 class Export(Settings):
     """What `s10_resnet.exporting.export` is asked for."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "format": "output", "data_dir": "check"}
 
     checkpoint: Path = _checkpoint()
     format: str = knobs.choice("onnx", "what to write; torch is a program of torch.export", *FORMATS)

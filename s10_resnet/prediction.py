@@ -67,6 +67,8 @@ def show(options: Prediction) -> np.ndarray:
     model = load_model(options.checkpoint, options.device)
     paths = pictures.find(options.images)
     gallery = pictures.read_all(terminal.bar(paths, len(paths), "reading", "picture"))
+    if len(paths) == len(gallery.problems) == 1:
+        raise InputError(f"IMAGE {gallery.problems[0]}")
     for problem in gallery.problems.values():
         terminal.complain(problem)
     if not len(gallery.images):

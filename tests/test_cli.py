@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -76,7 +77,11 @@ def test_help_shows_an_example_that_is_none_of_bad_input(name, capsys):
         cli.run(name, ["--help"], prog="tool")
     assert ended.value.code == 0
     command = cli.COMMANDS[name]
-    assert f"\nexample: tool {command.example}\n" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"\nexample: tool {command.example}\n" in text
+    options = text.split("\noptions:\n")[1].split("\n\n")[0]
+    assert re.fullmatch(r"  -h, --help +show this help message and exit", options)  # all others are in a section
+    assert all(f"\n{title}:\n" in text for title in command.settings.SECTIONS.values())
     command.settings(**flags.read(command.settings, shlex.split(command.example)))
 
 

@@ -120,6 +120,12 @@ def test_a_plot_that_cannot_be_written_is_refused_first(folder, tmp_path, name):
         show(Prediction(images=(folder,), checkpoint=tmp_path / "none.pt", plot=tmp_path / name))
 
 
-def test_nothing_that_can_be_read(weights, folder):
-    with pytest.raises(InputError, match=r"^IMAGE .*1b\.png: must be a picture that can be read; none of 1 can$"):
-        show(Prediction(images=(folder / "1b.png",), checkpoint=weights, device="cpu"))
+def test_nothing_that_can_be_read(weights, folder, capsys):
+    bad = folder / "1b.png"
+    with pytest.raises(InputError) as caught:
+        show(Prediction(images=(bad,), checkpoint=weights, device="cpu"))
+    assert str(caught.value) == f"IMAGE {bad}: must be a picture, one of PNG, JPEG, WEBP, GIF, BMP"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match=r"^IMAGE .*1b\.png: must be a picture that can be read; none of 2 can$"):
+        show(Prediction(images=(bad, bad), checkpoint=weights, device="cpu"))
+    assert capsys.readouterr().err.count("1b.png: must be a picture, one of") == 2

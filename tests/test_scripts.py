@@ -12,9 +12,11 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from PIL import Image
 
-from s10_resnet import checkpoint
+from s10_resnet import checkpoint, cli
 from tests.conftest import REPOSITORY
+from tests.runs import content_of
 
 QUICK = "--dataset synthetic --limit 60 --batch-size 20"
 
@@ -210,3 +212,94 @@ def test_a_run_of_two_processes_goes_on_after_one_was_killed(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["epochs"], summary["processes"]) == ("completed", 3, 2)
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two small runs as the script makes them."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for seed in (0, 1):
+        code, _, err = python(
+            f"scripts/train.py {QUICK} --epochs 1 --seed {seed} --name run-{seed} --output-dir", folder
+        )
+        assert (code, err) == (0, "")
+    return folder
+
+
+def test_a_trained_network_is_evaluated(trained):
+    code, out, err = python("scripts/evaluate.py --tta flip --checkpoint", trained / "run-0" / "last.pt")
+    assert (code, err) == (0, "")
+    content = json.loads((trained / "run-0" / "evaluation-last-test-flip.json").read_text())
+    assert content["images"] == sum(row["images"] for row in content["per_class"].values()) == 2000
+    assert f"accuracy {content['accuracy']:.2%} (without augmentation {content['plain_accuracy']:.2%})" in out
+
+
+def test_a_trained_network_goes_by_safetensors_and_predicts_the_same(trained, tmp_path):
+    shared = tmp_path / "shared.safetensors"
+    code, out, err = python(
+        f"scripts/export.py --format safetensors --data-dir nowhere --output {shared} --checkpoint",
+        trained / "run-0" / "last.pt",
+    )
+    assert (code, err) == (0, "")
+    assert "largest logit difference 0.0000000 over 264 synthetic images" in out
+    Image.effect_noise((90, 60), 80).save(tmp_path / "a.png")
+    told = [
+        python(f"scripts/predict.py {tmp_path / 'a.png'} --json --checkpoint", weights)
+        for weights in (shared, trained / "run-0" / "last.pt")
+    ]
+    assert told[0] == told[1]
+    assert told[0][0] == 0
+    (record,) = json.loads(told[0][1])
+    assert (record["image"], len(record["predictions"])) == (str(tmp_path / "a.png"), 3)
+
+
+def test_runs_are_compared(trained, tmp_path):
+    code, out, err = python(f"scripts/compare.py {trained} --name both --output-dir", tmp_path)
+    assert (code, err) == (0, "")
+    content = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    (group,) = content["groups"]
+    assert (group["n"], [run["seed"] for run in group["runs"]]) == (2, [0, 1])
+    assert "no setting differs but for the seed" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("evaluate.py", "the following arguments are required: --checkpoint"),
+        ("evaluate.py --checkpoint {text}", "{text}: is damaged, or no checkpoint of this package"),
+        ("evaluate.py --checkpoint {runs}/run-0/checkpoint.pt", "the weights are in last.pt beside it"),
+        ("evaluate.py --checkpoint {runs}/run-0/last.pt --tta ten", "--tta ten: must be one of none, flip, six"),
+        ("evaluate.py --checkpoint {runs}/run-0/last.pt --split val", "--split val: must be test"),
+        ("evaluate.py --checkpoint {runs}/run-0/last.pt --images {empty}", "--images {empty}: must hold pictures"),
+        ("evaluate.py --checkpoint {runs}/run-0/last.pt --images {strange}", "zebra is none of these"),
+        ("predict.py --checkpoint {runs}/run-0/last.pt", "the following arguments are required: IMAGE"),
+        ("predict.py --checkpoint {runs}/run-0/last.pt {empty}", "IMAGE {empty}: must be a picture"),
+        ("predict.py --checkpoint {runs}/run-0/last.pt {text}", "IMAGE {text}: must be a picture, one of PNG"),
+        (
+            "predict.py --checkpoint {runs}/run-0/last.pt --plot a.gif {text}",
+            "--plot a.gif: must be a name ending in .png",
+        ),
+        ("compare.py {runs}/run-0", "must be at least two runs"),
+        ("compare.py {runs}/run-0 {empty}", "RUN {empty}: must be the folder of a run"),
+        ("export.py --checkpoint {runs}/run-0/last.pt --format zip", "--format zip: must be one of onnx, torch, saf"),
+        (
+            "export.py --checkpoint {runs}/run-0/last.pt --output {empty}",
+            "--output {empty}: must be a name that ends in",
+        ),
+    ],
+)
+def test_bad_input_after_a_training_is_one_line_too(trained, tmp_path, capsys, monkeypatch, line, told):
+    places = {name: tmp_path / name for name in ("text", "empty", "strange")} | {"runs": trained}
+    places["text"].write_text("no picture, no weights")
+    places["empty"].mkdir()
+    (places["strange"] / "zebra").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    script, *argv = shlex.split(line.format(**places))
+    before = content_of(trained / "run-0")
+    assert cli.run(Path(script).stem, argv, prog=script) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"{script}: error: .+\n", err)
+    assert told.format(**places) in err
+    assert content_of(trained / "run-0") == before
+    assert not (tmp_path / "outputs").exists()

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
-from s10_resnet import checkpoint
+from s10_resnet import checkpoint, cli
 from s10_resnet.checkpoint import CheckpointError
-from s10_resnet.config import Config
 from s10_resnet.settings import flag
 from tests.torture.lab import REPOSITORY, Lab, Row, Script
 
@@ -223,7 +222,42 @@ stray
 """.strip().splitlines()
 
 
-def bad_command_lines(lab: Lab, scripts: tuple[str, ...] = ("train.py", "find_lr.py")) -> Iterator[Row]:
+# What each of the other commands takes; the values to try come after it.
+GOOD = {
+    "evaluate": "--checkpoint {run}/last.pt",
+    "predict": "--checkpoint {run}/last.pt {run}/curves.png",
+    "compare": "{run} {run}",
+    "export": "--checkpoint {run}/last.pt --format safetensors --data-dir nowhere",
+}
+BY_HAND_AFTER = """
+evaluate
+evaluate --checkpoint
+evaluate --checkpoint README.md
+evaluate --checkpoint {run}/checkpoint.pt
+evaluate --checkpoint {run}/last.pt --split val
+evaluate --checkpoint {run}/last.pt --images README.md
+evaluate --checkpoint {run}/last.pt --images {run}
+evaluate --checkpoint {run}/last.pt stray
+predict
+predict --checkpoint {run}/last.pt
+predict --checkpoint {run}/last.pt README.md
+predict --checkpoint {run}/last.pt no/such/*.png
+predict --checkpoint {run}/last.pt {run}/curves.png --plot {run}
+predict --checkpoint {run}/last.pt {run}/curves.png --plot no/such/folder.png
+predict --checkpoint {run}/config.json {run}/curves.png
+compare
+compare {run}
+compare {run} README.md
+compare {run} s10_resnet
+compare {run} {run}/last.pt
+export
+export --checkpoint {run}/summary.json
+export --checkpoint {run}/last.pt --output {run}/last.pt
+export --checkpoint {run}/last.pt --output no/such/folder.onnx
+""".strip().splitlines()
+
+
+def bad_command_lines(lab: Lab, trainings: tuple[str, ...] = ("train", "find_lr")) -> Iterator[Row]:
     """Values that no flag takes, made from the flags' kinds, and some by hand."""
     values = {
         "whole": ["x", "1.5", "-1", "1e3", "", "9" * 30],
@@ -235,18 +269,31 @@ def bad_command_lines(lab: Lab, scripts: tuple[str, ...] = ("train.py", "find_lr
         parse = item.metadata["knob"].parse
         return {int: "whole", float: "number"}.get(parse, "word" if parse is str else "")
 
-    generated = [
-        ["--dataset", "synthetic", flag(item.name), *[value] * (item.metadata["knob"].count or 1)]
-        for item in fields(Config)
-        for value in values.get(kind(item), [])
-        if (item.name, value) not in (("limit", "9" * 30), ("name", ""))  # these are good
+    def generated(command: str) -> list[list[str]]:
+        return [
+            [flag(item.name), *[value] * (item.metadata["knob"].count or 1)]
+            for item in fields(cli.COMMANDS[command].settings)
+            for value in values.get(kind(item), [])
+            if (item.name, value) not in (("limit", "9" * 30), ("name", ""))  # these are good
+        ]
+
+    lab.reference()
+    run = lab.folder / "reference-0"
+    commands = [
+        (f"{command}.py", line)
+        for command in trainings
+        for line in [*(["--dataset", "synthetic", *line] for line in generated(command)), *map(shlex.split, BY_HAND)]
     ]
-    by_hand = [shlex.split(line) for line in BY_HAND]
-    commands = [(script, line) for script in scripts for line in generated + by_hand]
+    for command, good in GOOD.items():
+        commands += [(f"{command}.py", [*shlex.split(good.format(run=run)), *line]) for line in generated(command)]
+    for line in BY_HAND_AFTER:
+        command, *argv = shlex.split(line.format(run=run))
+        commands.append((f"{command}.py", argv))
 
     def trial(item: tuple[int, tuple[str, list[str]]]) -> str:
         number, (script, line) = item
-        out = [] if "--output-dir" in line else ["--output-dir", lab.folder / f"bad-{number}"]
+        makes_folders = script in ("train.py", "find_lr.py", "compare.py") and "--output-dir" not in line
+        out = ["--output-dir", lab.folder / f"bad-{number}"] if makes_folders else []
         end = Script(lab, [f"scripts/{script}", *out, *line]).ended()
         if (lab.folder / f"bad-{number}").exists():
             return f"{script} {shlex.join(line)}: left a folder"
