@@ -24,6 +24,7 @@ def rows(text):
 
 def test_it_says_what_the_summary_says(real, tmp_path):
     summary, config = real
+    summary |= {"best_test_accuracy": 0.95, "best_epoch": 23}
     (tmp_path / "cifar10").mkdir()
     card.write(tmp_path / "cifar10" / "MODEL_CARD.md", summary, config, NAMES)
     text = (tmp_path / "cifar10" / "MODEL_CARD.md").read_text()
@@ -32,6 +33,7 @@ def test_it_says_what_the_summary_says(real, tmp_path):
     assert ", ".join(NAMES) in text
     table = rows(text)
     assert table["accuracy on the test images, last epoch"] == "94.33%"
+    assert table["accuracy on the test images, best epoch (23)"] == "95.00%"
     assert table["epochs"] == "24 of 24"
     assert table["training images"] == "50,000"
     assert table["optimizer"] == "Adam, betas 0.9 and 0.99, decoupled weight decay 0.3"

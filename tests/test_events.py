@@ -42,8 +42,12 @@ def test_each_epoch_is_written_once(tmp_path):
 
 def test_they_can_be_seen_while_the_training_goes_on(tmp_path):
     log = Events(tmp_path, "test")
-    log.log(HISTORY[:2])
-    assert [step for step, _ in read(tmp_path)["loss/test"]] == [1, 2]
+    for epochs in (1, 2, 3):
+        log.log(HISTORY[:epochs])
+        shown = read(tmp_path)
+        assert all(
+            [step for step, _ in shown[tag]] == [1, 2, 3][:epochs] for tag in ("loss/train", "images_per_second")
+        )
     log.close()
 
 

@@ -65,6 +65,11 @@ def test_the_calibration_error_is_that_of_its_definition(judged, bins):
     )
 
 
+def test_a_confidence_on_the_border_belongs_to_the_bin_below():
+    probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
+    assert metrics.expected_calibration_error(probabilities, torch.tensor([0, 1]), bins=2) == (0.5 + 0.75) / 2
+
+
 def test_calibration_at_its_ends():
     sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert metrics.expected_calibration_error(sure, torch.tensor([0, 0])) == 0

@@ -103,14 +103,15 @@ def test_a_plot_shows_the_pictures_and_what_speaks_for_their_class(
     assert more["title"] == ""
 
 
-def test_a_plot_has_an_end(weights, folder, tmp_path, monkeypatch):
+def test_a_plot_has_an_end(weights, trained, images, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "PLOTTED", 2)
-    titles = []
-    monkeypatch.setattr(
-        plots, "predictions", lambda *given, title: titles.append((len(given[0]), title)) or plots.Figure()
-    )
-    show(Prediction(images=(folder,), checkpoint=weights, device="cpu", plot=tmp_path / "seen.png"))
-    assert titles == [(2, "The first 2 of 3 pictures")]
+    drawn = []
+    monkeypatch.setattr(plots, "predictions", lambda *given, title: drawn.append((*given, title)) or plots.Figure())
+    shown = show(Prediction(images=(folder,), checkpoint=weights, device="cpu", plot=tmp_path / "seen.png"))
+    ((pictures, maps, names, _, title),) = drawn
+    assert (len(pictures), names, title) == (2, ["0.png", "1.png"], "The first 2 of 3 pictures")
+    expected = gradcam.heat_maps(trained.network, torch.from_numpy(images[:2]), torch.from_numpy(shown[:2].argmax(1)))
+    assert np.allclose(maps, expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["seen.jpg", "missing/seen.png", "", "folder.png"])
