@@ -82,7 +82,7 @@ def _say(content: dict[str, Any], trained: Trained, what: str) -> None:
         f"test-time augmentation {content['tta']}; {content['device']}, {content['precision']}"
     )
     if content["unreadable"]:
-        terminal.say(f"{len(content['unreadable']):,} files could not be read and do not count")
+        terminal.say(f"not counted, as they cannot be read: {len(content['unreadable']):,}")
     plain = "" if content["tta"] == "none" else f" (without augmentation {content['plain_accuracy']:.2%})"
     terminal.say(
         f"accuracy {content['accuracy']:.2%}{plain}, loss {content['loss']:.4f}, "

@@ -57,10 +57,10 @@ def show(options: Prediction) -> np.ndarray:
     """Prints what pictures are taken for, as a table or as JSON, and draws it if that is asked for.
 
     Returns:
-        float32 ``[N, C]``, the probabilities of those pictures that could be read.
+        float32 ``[N, C]``, the probabilities.
 
     Raises:
-        InputError: For a checkpoint that is none, or if no picture can be read.
+        InputError: For a checkpoint that is none, or if a picture cannot be read; the others are shown first.
     """
     if options.plot:
         _check_plot(options.plot)
@@ -83,6 +83,8 @@ def show(options: Prediction) -> np.ndarray:
         _print_table([(paths[place], top) for place, top in tops.items()])
     if options.plot:
         _draw(options.plot, model, paths, gallery, tops)
+    if gallery.problems:
+        raise InputError(f"IMAGE: {len(gallery.problems):,} of {len(paths):,} cannot be read")
     return probabilities
 
 

@@ -105,7 +105,7 @@ def test_on_pictures_in_folders_of_classes(best, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err == line + "\n"
     assert "60 pictures" in out
-    assert "1 files could not be read" in out
+    assert "not counted, as they cannot be read: 1\n" in out
     assert json.loads(best.with_name("evaluation-best-pictures.json").read_text()) == content
 
 

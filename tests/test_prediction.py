@@ -29,7 +29,6 @@ def folder(tmp_path, images):
     path.mkdir()
     for index, image in enumerate(images[:3]):
         Image.fromarray(image).save(path / f"{index}.png")
-    (path / "1b.png").write_text("text")
     return path
 
 
@@ -59,9 +58,7 @@ def test_arrays_that_are_no_images(trained, wrong):
 def test_a_table(weights, trained, images, folder, capsys):
     shown = show(Prediction(images=(folder,), checkpoint=weights, device="cpu"))
     assert np.allclose(shown, predict(trained, images[:3]), atol=1e-6)
-    out, err = capsys.readouterr()
-    assert err == f"{folder / '1b.png'}: must be a picture, one of PNG, JPEG, WEBP, GIF, BMP\n"
-    lines = out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line, name, row in zip(lines, ("0.png", "1.png", "2.png"), shown, strict=True):
         path, *cells = line.split()
@@ -73,9 +70,8 @@ def test_a_table(weights, trained, images, folder, capsys):
 def test_json(weights, folder, capsys):
     shown = show(Prediction(images=(folder,), checkpoint=weights, device="cpu", json=True))
     records = json.loads(capsys.readouterr().out)
-    assert [record["image"] for record in records] == [str(folder / f"{name}.png") for name in ("0", "1", "1b", "2")]
-    assert "must be a picture" in records[2]["error"]
-    for record, row in zip((records[0], records[1], records[3]), shown, strict=True):
+    assert [record["image"] for record in records] == [str(folder / f"{name}.png") for name in ("0", "1", "2")]
+    for record, row in zip(records, shown, strict=True):
         pairs = [(one["class"], one["probability"]) for one in record["predictions"]]
         assert [share for _, share in pairs] == sorted(map(float, row), reverse=True)[:3]
         assert all(row[synthetic.CLASSES.index(name)] == share for name, share in pairs)
@@ -121,8 +117,27 @@ def test_a_plot_that_cannot_be_written_is_refused_first(folder, tmp_path, name):
         show(Prediction(images=(folder,), checkpoint=tmp_path / "none.pt", plot=tmp_path / name))
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_can_be_read_is_shown_before_the_rest_is_an_error(weights, folder, tmp_path, capsys, as_json):
+    bad = folder / "1b.png"
+    bad.write_text("text")
+    plot = tmp_path / "seen.png"
+    with pytest.raises(InputError, match=r"^IMAGE: 1 of 4 cannot be read$"):
+        show(Prediction(images=(folder,), checkpoint=weights, device="cpu", json=as_json, plot=plot))
+    out, err = capsys.readouterr()
+    assert f"{bad}: must be a picture, one of PNG, JPEG, WEBP, GIF, BMP\n" in err
+    assert plot.exists()
+    if as_json:
+        records = json.loads(out)
+        assert ["error" in record for record in records] == [False, False, True, False]
+        assert "must be a picture" in records[2]["error"]
+    else:
+        assert [line.split()[0] for line in out.splitlines()] == [str(folder / f"{i}.png") for i in range(3)]
+
+
 def test_nothing_that_can_be_read(weights, folder, capsys):
     bad = folder / "1b.png"
+    bad.write_text("text")
     with pytest.raises(InputError) as caught:
         show(Prediction(images=(bad,), checkpoint=weights, device="cpu"))
     assert str(caught.value) == f"IMAGE {bad}: must be a picture, one of PNG, JPEG, WEBP, GIF, BMP"
