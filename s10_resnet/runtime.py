@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +89,8 @@ def start(device: str, precision: str, *, deterministic: bool = False) -> Runtim
     precision = best_precision(chosen) if precision == "auto" else precision
     if precision == "fp16" and chosen.type != "cuda":
         raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {chosen.type}; fp16 is for CUDA devices")
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         # Only warn: torch goes by kinds of operations, and this has not been tried on a CUDA device yet.
@@ -120,6 +124,18 @@ def default_workers(device: torch.device) -> int:
     A CPU spends 1 to 2 % of its time on augmentation: workers would only take cores from the training step.
     """
     return 0 if device.type == "cpu" else min(_usable_cores(), 16)
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep the memory it frees, where the C library is glibc.
+
+    It would give every large block back to the kernel, and get it back a page at a time, each of them zeroed: some
+    350,000 page faults in a step of 512 images on a CPU. results/LOG.md has what that costs.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own, which go back when they are freed
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def _join(backend: str) -> None:

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,6 +61,27 @@ def test_workers_help_a_device_but_take_cores_from_a_cpu(monkeypatch):
     for cores, workers in ((1, 1), (8, 8), (64, 16)):
         monkeypatch.setattr(runtime, "_usable_cores", lambda cores=cores: cores)
         assert runtime.default_workers(torch.device("cuda")) == workers
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept_for_the_next_step_on_a_cpu():
+    script = """
+import resource, sys, torch
+from s10_resnet import runtime
+runtime._device = torch.device
+runtime.start(sys.argv[1], "fp32")
+for _ in range(4):
+    torch.ones(80 * 2**20, dtype=torch.uint8)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+    on_cpu, elsewhere = (
+        int(subprocess.run([sys.executable, "-c", script, device], capture_output=True, check=True).stdout)
+        for device in ("cpu", "meta")
+    )
+    assert on_cpu < elsewhere / 3
 
 
 def test_one_process_speaks_to_nobody():
