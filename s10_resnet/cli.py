@@ -14,7 +14,7 @@ from typing import NamedTuple
 from s10_resnet import flags, signals
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
-from s10_resnet.options import Comparison, Evaluation, Export, Prediction
+from s10_resnet.options import Benchmark, Comparison, Evaluation, Export, Prediction
 from s10_resnet.settings import Settings
 
 
@@ -58,6 +58,12 @@ COMMANDS = {
         "Writes a trained network for other programs, and checks what it wrote.",
         "--checkpoint outputs/cifar10/best.pt --format onnx",
     ),
+    "benchmark": Command(
+        Benchmark,
+        "benchmark.benchmark",
+        "Times the stages of a training, beside the textbook script and a matrix product.",
+        "--quick",
+    ),
 }
 
 
@@ -89,6 +95,11 @@ def compare(argv: Sequence[str] | None = None) -> int:
 def export(argv: Sequence[str] | None = None) -> int:
     """``s10-export``, and ``scripts/export.py``."""
     return run("export", argv)
+
+
+def benchmark(argv: Sequence[str] | None = None) -> int:
+    """``s10-benchmark``, and ``scripts/benchmark.py``."""
+    return run("benchmark", argv)
 
 
 def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -86,7 +86,7 @@ def compare(options: Comparison) -> dict[str, Any]:
     results, settings = _results(groups), _settings(groups, differing)
     for table in results, settings:
         if len(table) > 1:
-            terminal.say("\n".join([*_aligned(table), ""]))
+            terminal.say("\n".join([*terminal.aligned(table), ""]))
     if len(settings) == 1:
         terminal.say("no setting differs but for the seed")
     for warning in warnings:
@@ -223,16 +223,6 @@ def _typed(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return shown(" ".join(map(str, value)) if isinstance(value, list) else str(value))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

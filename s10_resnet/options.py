@@ -1,4 +1,4 @@
-"""The settings of what comes after a training: one dataclass a command."""
+"""The settings of the commands that do not train: one dataclass a command."""
 
 from __future__ import annotations
 
@@ -81,3 +81,31 @@ class Export(Settings):
     format: str = knobs.choice("onnx", "what to write; torch is a program of torch.export", *FORMATS)
     output: Path | None = knobs.path_or_none("where to write it; by default beside the checkpoint", "a file")
     data_dir: Path = knobs.data_dir()
+
+
+@dataclass(frozen=True)
+class Benchmark(Settings):
+    """What `s10_resnet.benchmark.benchmark` is asked for."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {
+        "quick": "amount",
+        "dataset": "data",
+        "device": "machine",
+        "output_dir": "output",
+    }
+
+    quick: bool = knobs.switch(
+        False, "two minutes on two CPU cores: one epoch of 512 images in batches of 128, three times"
+    )
+    repeats: int = knobs.whole(5, "times that each stage is timed, the whole process but once", low=1, high=1000)
+    epochs: int = knobs.whole(24, "epochs of the whole process", low=1, high=10_000)
+    batch_size: int = knobs.whole(512, "images in a step", low=2)
+    limit: int = knobs.whole(0, "use the first N training and N/5 test images; 0: all", low=10, zero=True)
+    dataset: str = knobs.choice("cifar10", "what to train on", "cifar10", "synthetic")
+    data_dir: Path = knobs.data_dir()
+    device: str = knobs.device("where to train")
+    workers: int | str = knobs.or_auto(
+        knobs.whole(0, "augmentation processes, of the textbook script, too", low=0, high=256), "auto"
+    )
+    output_dir: Path = knobs.output_dir()
+    name: str = knobs.run_name()

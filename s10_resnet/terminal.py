@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -74,6 +74,17 @@ class Progress:
 def bar(items: Iterable, total: int, description: str, unit: str) -> Iterator:
     """The items, with a bar over them."""
     return tqdm(items, total=total, desc=description, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 def _image_bar(images: int, description: str) -> tqdm:

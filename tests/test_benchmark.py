@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from s10_resnet import benchmark, session, stages, terminal
+from s10_resnet.errors import InputError
+from s10_resnet.options import Benchmark
+from s10_resnet.stages import Stage
+
+TIMES = {
+    "pipeline": Stage("input pipeline, one core", 1000, [0.5, 0.25, 0.1], [1.0, 1.0, 1.0]),
+    "step": Stage("training step", 400, [2.0, 1.0, 4.0], [4.0, 8.0, 1.0]),
+    "epoch": Stage("whole epoch", 450, [2.5, 3.0, 2.0], [5.0, 5.0, 50.0]),
+    "process": Stage("whole process, --epochs 2", 900, [9.0], [18.0]),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often each stage is asked for, of which settings."""
+    log = {}
+
+    def stage(name):
+        def timed(run, repeats):
+            log[name] = repeats
+            log["config"] = run.config
+            return TIMES[name]
+
+        return timed
+
+    for name in TIMES:
+        monkeypatch.setattr(stages, name, stage(name))
+    monkeypatch.setattr(stages, "matrix_product", lambda run, repeats: [1e12, 4e12, 2e12])
+    monkeypatch.setattr(stages, "flops_per_image", lambda network: 1e9)
+    return log
+
+
+def options(folder, **changes):
+    settings = {"dataset": "synthetic", "device": "cpu", "limit": 450, "batch_size": 100, "epochs": 2, "repeats": 3}
+    return Benchmark(**{**settings, "output_dir": folder, "name": "b", **changes})
+
+
+def test_the_numbers_add_up(asked, tmp_path, capsys):
+    content = benchmark.benchmark(options(tmp_path))
+    assert json.loads((tmp_path / "b" / "benchmark.json").read_text()) == content
+    by_name = {stage["name"]: stage for stage in content["stages"]}
+    assert list(by_name) == [stage.name for stage in TIMES.values()]
+    step = by_name["training step"]
+    assert (step["package"], step["textbook"]) == ([2.0, 1.0, 4.0], [4.0, 8.0, 1.0])
+    assert (step["package_images_per_second"], step["textbook_images_per_second"], step["ratio"]) == (200, 100, 2)
+    assert content["training_step"] == 200 * 1e9
+    assert content["matrix_product"] == 2e12
+    assert content["data_share"] == pytest.approx(1 - 180 / 200)
+    assert content["settings"]["batch_size"] == 100
+    assert content["versions"]["torch"]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("synthetic: 450 training images in batches of 100, 0 workers; cpu, ")
+    table = [line.split() for line in out if line]
+    assert ["package", "textbook", "ratio", "n"] in table
+    assert ["training", "step", "200", "images/s", "100", "images/s", "2.00", "3"] in table
+    assert ["whole", "process,", "--epochs", "2", "9.0", "s", "18.0", "s", "2.00", "1"] in table
+    assert "a training step: 1.00 GFLOP an image, 0.20 TFLOP/s, 10% of a " in out[-3]
+    assert out[-2] == "the way of the data: 10.0% of an epoch"
+    assert out[-1] == f"see {tmp_path / 'b' / 'benchmark.json'}"
+
+
+def test_the_settings_reach_the_stages(asked, tmp_path):
+    benchmark.benchmark(options(tmp_path, workers=2))
+    assert {name: asked[name] for name in TIMES} == {"pipeline": 3, "step": 3, "epoch": 3, "process": 1}
+    config = asked["config"]
+    assert (config.epochs, config.batch_size, config.limit, config.workers) == (2, 100, 450, 2)
+    assert (config.dataset, config.device) == ("synthetic", "cpu")
+
+
+def test_quick_is_small(asked, tmp_path):
+    content = benchmark.benchmark(replace(options(tmp_path), quick=True))
+    config = asked["config"]
+    assert (config.epochs, config.batch_size, config.limit, asked["step"]) == (1, 128, 512, 3)
+    assert content["settings"]["limit"] == 512
+
+
+def test_bad_settings_leave_nothing(asked, tmp_path):
+    with pytest.raises(InputError, match=r"^--batch-size 500: must be at most"):
+        benchmark.benchmark(options(tmp_path, batch_size=500))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match=r"^--name b: must be a new name"):
+        benchmark.benchmark(options(tmp_path))
+    assert asked == {}
+
+
+def test_a_benchmark_shows_how_far_it_is(asked, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(terminal, "bar", lambda items, *more: shown.append(more) or iter(items))
+    benchmark.benchmark(options(tmp_path))
+    assert shown == [(4, "timing", "stage")]
+
+
+def test_two_processes_are_refused(asked, tmp_path, monkeypatch):
+    begun = session.begin
+
+    def two(config):
+        run = begun(config)
+        return run._replace(runtime=replace(run.runtime, world_size=2))
+
+    monkeypatch.setattr(session, "begin", two)
+    with pytest.raises(InputError, match="torchrun"):
+        benchmark.benchmark(options(tmp_path))
