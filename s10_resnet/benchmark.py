@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from s10_resnet import outputs, session, signals, stages, terminal
+from s10_resnet import growth, outputs, session, signals, stages, terminal
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.options import Benchmark
@@ -49,6 +49,8 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
         stage(run, times) for stage, times in terminal.bar(parts, len(parts), "timing", "stage")
     ]  # in this order: the step warms up what the epoch uses
     content = _content(options, run, measured)
+    if options.growth:
+        content["growth"] = growth.measure(run.config)
     outputs.write_json(folder / "benchmark.json", content)
     _say(content)
     terminal.say(f"see {folder / 'benchmark.json'}")
@@ -94,3 +96,18 @@ def _say(content: dict[str, Any]) -> None:
         f"{rate / most:.0%} of a {content['precision']} matrix product's {most / 1e12:,.2f}"
     )
     terminal.say(f"the way of the data: {content['data_share']:.1%} of an epoch")
+    if "growth" in content:
+        _say_growth(**content["growth"])
+
+
+def _say_growth(line: dict[str, Any], over_epochs: list[dict[str, int]], over_runs: list[dict[str, int]]) -> None:
+    times = ", ".join(f"{seconds:.1f} s for {n}" for n, seconds in zip(line["epochs"], line["seconds"], strict=True))
+    terminal.say(
+        f"time of epochs: {times}; at most {line['off_line']:.1%} off the line of {line['start_up']:.1f} s and "
+        f"{line['epoch']:.2f} s an epoch"
+    )
+    for what, course in (("epochs", over_epochs), ("runs", over_runs)):
+        second, last = course[1], course[-1]  # the first of anything fills caches
+        shown = [f"memory {second['memory'] / 2**20:,.0f} to {last['memory'] / 2**20:,.0f} MiB"]
+        shown += [f"{name.replace('_', ' ')} {second[name]:,} to {last[name]:,}" for name in second if name != "memory"]
+        terminal.say(f"from the second of {len(course)} {what} to the last: {', '.join(shown)}")

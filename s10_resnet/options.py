@@ -98,6 +98,9 @@ class Benchmark(Settings):
         False, "two minutes on two CPU cores: one epoch of 512 images in batches of 128, three times"
     )
     repeats: int = knobs.whole(5, "times that each stage is timed, the whole process but once", low=1, high=1000)
+    growth: bool = knobs.switch(
+        False, "also watch time, memory, open files and processes grow over 8, 16 and 24 epochs and over ten runs"
+    )
     epochs: int = knobs.whole(24, "epochs of the whole process", low=1, high=10_000)
     batch_size: int = knobs.whole(512, "images in a step", low=2)
     limit: int = knobs.whole(0, "use the first N training and N/5 test images; 0: all", low=10, zero=True)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from s10_resnet import benchmark, session, stages, terminal
+from s10_resnet import benchmark, growth, session, stages, terminal
 from s10_resnet.errors import InputError
 from s10_resnet.options import Benchmark
 from s10_resnet.stages import Stage
@@ -78,6 +78,26 @@ def test_quick_is_small(asked, tmp_path):
     config = asked["config"]
     assert (config.epochs, config.batch_size, config.limit, asked["step"]) == (1, 128, 512, 3)
     assert content["settings"]["limit"] == 512
+
+
+def test_growth_is_watched_where_it_is_asked_for(asked, tmp_path, monkeypatch, capsys):
+    course = [
+        {"memory": memory * 2**20, "device_memory": 0, "handles": 7, "processes": 0, "threads": threads}
+        for memory, threads in ((100, 1), (1200, 3), (1300, 4))
+    ]
+    line = {"epochs": [8, 16], "seconds": [10.0, 18.0], "start_up": 2.0, "epoch": 1.0, "off_line": 0.0125}
+    content = {"line": line, "over_epochs": course, "over_runs": course[:2]}
+    monkeypatch.setattr(growth, "measure", lambda config: content)
+    assert "growth" not in benchmark.benchmark(options(tmp_path, name="a"))
+    assert benchmark.benchmark(options(tmp_path, growth=True))["growth"] == content
+    assert json.loads((tmp_path / "b" / "benchmark.json").read_text())["growth"] == content
+    out = capsys.readouterr().out.splitlines()
+    assert out[-4] == (
+        "time of epochs: 10.0 s for 8, 18.0 s for 16; at most 1.2% off the line of 2.0 s and 1.00 s an epoch"
+    )
+    same = "device memory 0 to 0, handles 7 to 7, processes 0 to 0, threads"
+    assert out[-3] == f"from the second of 3 epochs to the last: memory 1,200 to 1,300 MiB, {same} 3 to 4"
+    assert out[-2] == f"from the second of 2 runs to the last: memory 1,200 to 1,200 MiB, {same} 3 to 3"
 
 
 def test_bad_settings_leave_nothing(asked, tmp_path):

@@ -83,9 +83,8 @@ def test_each_step_has_a_gradient_of_its_own(parts, batch):
 def test_accuracy(parts, split):
     network = parts[0].eval()
     batches = list(textbook.loader(split, 20, 0, train=False))
-    expected = np.mean(
-        [network(image[None]).argmax().item() == label for b in batches for image, label in zip(*b, strict=True)]
-    )
+    pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
+    expected = np.mean([network(image[None]).argmax().item() == label.item() for image, label in pairs])
     network.train()
     assert textbook.evaluate(network, batches, torch.device("cpu")) == pytest.approx(expected)
 
