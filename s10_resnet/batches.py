@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from s10_resnet import signals
+from s10_resnet.batched import BatchedTransform
 from s10_resnet.data import Split
 from s10_resnet.transforms import pad, seed_transform, train_transform, use_one_thread
 
@@ -101,7 +102,30 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         return images, self.labels[torch.from_numpy(plan.samples)]
 
 
-def train_loader(batches: AugmentedBatches, plans: Plans, *, workers: int, pin_memory: bool) -> DataLoader:
+class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
+    """The same as `AugmentedBatches`, made on a device that holds all the images; other draws of the same odds.
+
+    Raises:
+        ValueError: For a transform that `s10_resnet.batched` does not do.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: bool, cutout: int) -> None:
+        transform = train_transform(crop=crop_padding > 0, flip=flip, cutout=cutout, size=split.images.shape[1])
+        self.images = torch.from_numpy(pad(split.images, crop_padding)).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.transform = BatchedTransform(transform, self.images.shape[1:])
+
+    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        draws = self.transform.draw(np.random.default_rng(plan.key), len(plan.samples))
+        samples, draws = (
+            part.to(self.images.device, non_blocking=True) for part in (torch.from_numpy(plan.samples), draws)
+        )
+        return self.transform.apply(self.images, draws, samples), self.labels[samples]
+
+
+def train_loader(
+    batches: AugmentedBatches | DeviceBatches, plans: Plans, *, workers: int, pin_memory: bool
+) -> DataLoader:
     """The batches in the order of their plans; with workers, to be had through `running`, which ends them."""
     return DataLoader(
         batches,

@@ -30,14 +30,15 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
     """
     if options.quick:
         options = replace(options, **QUICK)
-    shared = ("epochs", "batch_size", "limit", "dataset", "data_dir", "device", "workers")
+    shared = ("epochs", "batch_size", "limit", "dataset", "data_dir", "device", "augment_on", "workers")
     run = session.begin(Config(**{name: getattr(options, name) for name in shared}))
     if run.runtime.world_size > 1:
         raise InputError("torchrun: is not for the benchmark, which times one process")
     folder = outputs.make_run_folder(options.output_dir, options.name, "benchmark")
     terminal.say(
-        f"{run.dataset}: {len(run.train.labels):,} training images in batches of {options.batch_size:,}, "
-        f"{run.workers} workers; {run.runtime.device}, {run.runtime.precision}, the textbook script in fp32"
+        f"{run.dataset}: {len(run.train.labels):,} training images in batches of {options.batch_size:,}; "
+        f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers; the textbook script: fp32, "
+        f"{stages.usual_workers(run)} workers"
     )
     parts = (
         (stages.pipeline, options.repeats),
@@ -78,6 +79,7 @@ def _content(options: Benchmark, run: Session, measured: list[Stage]) -> dict[st
         "matrix_products": product,
         "data_share": 1 - epoch.rates[0] / step.rates[0],
         "workers": run.workers,
+        "textbook_workers": stages.usual_workers(run),
         **run.environment,
     }
 

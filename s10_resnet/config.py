@@ -61,6 +61,12 @@ class Config(Settings):
     )
     flip: bool = knobs.switch(True, "mirror half of the images")
     cutout: int = knobs.whole(8, "side of the square filled with the mean pixel; 0: no cutout", low=0, high=32)
+    augment_on: str = knobs.choice(
+        "cpu",
+        "where images are augmented: on the CPU by Albumentations, or a batch at a time on the device that trains",
+        "cpu",
+        "device",
+    )
     seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=2**32 - 1)
     dataset: str = knobs.choice(
         "cifar10",

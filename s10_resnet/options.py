@@ -107,6 +107,7 @@ class Benchmark(Settings):
     dataset: str = knobs.choice("cifar10", "what to train on", "cifar10", "synthetic")
     data_dir: Path = knobs.data_dir()
     device: str = knobs.device("where to train")
+    augment_on: str = knobs.choice("cpu", "where the package augments images", "cpu", "device")
     workers: int | str = knobs.or_auto(
         knobs.whole(0, "augmentation processes, of the textbook script, too", low=0, high=256), "auto"
     )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from s10_resnet import data, events, model, optim, outputs, runtime
-from s10_resnet.batches import AugmentedBatches, Plans, train_loader
+from s10_resnet.batches import AugmentedBatches, DeviceBatches, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
@@ -76,7 +76,12 @@ def begin(config: Config) -> Session:
     if config.tensorboard:
         events.require()
     run = runtime.start(config.device, config.precision, deterministic=config.deterministic)
-    workers = runtime.default_workers(run.device) if config.workers == "auto" else config.workers
+    on_device = config.augment_on == "device"
+    if on_device and config.workers not in ("auto", 0):
+        raise InputError(f"--workers {config.workers}: must be auto or 0 with --augment-on device, which needs none")
+    workers = config.workers
+    if workers == "auto":
+        workers = 0 if on_device else runtime.default_workers(run.device)
     if run.rank:
         run.meet()  # rank 0 comes first, and fetches what is not there
     train, evaluation, dataset = data.load(config.dataset, config.data_dir)
@@ -150,7 +155,13 @@ def training_state(session: Session, max_lr: float) -> TrainingState:
 def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
     """The augmented batches of ``epochs`` epochs from ``first_step`` on, or this process's part of them."""
     config, run = session.config, session.runtime
-    batches = AugmentedBatches(session.train, crop_padding=config.crop_padding, flip=config.flip, cutout=config.cutout)
+    augmentation = {"crop_padding": config.crop_padding, "flip": config.flip, "cutout": config.cutout}
+    on_device = config.augment_on == "device"
+    batches = (
+        DeviceBatches(session.train, run.device, **augmentation)
+        if on_device
+        else AugmentedBatches(session.train, **augmentation)
+    )
     plans = Plans(
         len(session.train.labels),
         config.batch_size,
@@ -160,14 +171,14 @@ def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
         rank=run.rank,
         world_size=run.world_size,
     )
-    return train_loader(batches, plans, workers=session.workers, pin_memory=run.device.type == "cuda")
+    return train_loader(batches, plans, workers=session.workers, pin_memory=run.device.type == "cuda" and not on_device)
 
 
 def samples(session: Session) -> tuple[np.ndarray, list[str]]:
     """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and the names of its classes."""
     first = loader(session.alone, epochs=1)
     images, labels = first.dataset[next(iter(first.sampler))]
-    return images.numpy(), [session.train.classes[label] for label in labels]
+    return images.cpu().numpy(), [session.train.classes[label] for label in labels]
 
 
 def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s10_resnet import batches, engine, session, textbook
 from s10_resnet.errors import MachineError
-from s10_resnet.runtime import DTYPES, Runtime
+from s10_resnet.runtime import DTYPES, Runtime, default_workers
 from s10_resnet.session import Session
 from s10_resnet.state import TrainingState
 
@@ -60,7 +60,7 @@ class Stage:
 
 
 def pipeline(run: Session, repeats: int) -> Stage:
-    """From arrays to augmented batches, by one core in this process."""
+    """From arrays to augmented batches, by one core in this process, or the package's by the device."""
     loader = session.loader(run.alone, epochs=1)
     plans = list(islice(chain.from_iterable(repeat(loader.sampler)), -(-PIPELINE_IMAGES // run.config.batch_size)))
     pictures = textbook.Pictures(run.train, train=True)
@@ -68,6 +68,7 @@ def pipeline(run: Session, repeats: int) -> Stage:
     def package() -> None:
         for plan in plans:
             loader.dataset[plan]
+        _wait(run.runtime.device)
 
     def usual() -> None:
         for plan in plans:
@@ -75,7 +76,8 @@ def pipeline(run: Session, repeats: int) -> Stage:
 
     with _one_thread():
         times = _alternately(package, usual, repeats)
-    return Stage("input pipeline, one core", sum(len(plan.samples) for plan in plans), *times)
+    by = "one core" if run.config.augment_on == "cpu" else f"on {run.runtime.device}"
+    return Stage(f"input pipeline, {by}", sum(len(plan.samples) for plan in plans), *times)
 
 
 def step(run: Session, repeats: int) -> Stage:
@@ -107,7 +109,7 @@ def epoch(run: Session, repeats: int) -> Stage:
         with batches.running(_loader(run, 1 + bool(before), run.workers)) as stream:
             _exhaust(engine.train_steps(state, islice(stream, before), criterion))
             times[0].append(_seconds(_exhaust, engine.train_steps(state, stream, criterion)))
-        usual = textbook.train_steps(parts, _usual_loader(run, run.workers), run.runtime.device)
+        usual = textbook.train_steps(parts, _usual_loader(run, usual_workers(run)), run.runtime.device)
         times[1].append(_seconds(_exhaust, usual))
     return Stage("whole epoch", len(run.train.labels), *times)
 
@@ -115,23 +117,24 @@ def epoch(run: Session, repeats: int) -> Stage:
 def process(run: Session, repeats: int) -> Stage:
     """The whole script from cold: imports, data, workers, training, evaluation every epoch, plots."""
     config = run.config
-    flags = {
+    common = {
         "--dataset": run.dataset,
         "--data-dir": config.data_dir,
         "--limit": len(run.train.labels),
         "--epochs": config.epochs,
         "--batch-size": config.batch_size,
         "--max-lr": MAX_LR,
-        "--workers": run.workers,
         "--device": run.runtime.device,
     }
-    common = [str(part) for pair in flags.items() for part in pair]
     times: tuple[list[float], list[float]] = [], []
     with tempfile.TemporaryDirectory() as folder:
-        package = ["-c", "import sys; from s10_resnet.cli import train; sys.exit(train())", "--output-dir", folder]
+        train = ["-c", "import sys; from s10_resnet.cli import train; sys.exit(train())"]
+        own = {"--workers": run.workers, "--augment-on": config.augment_on, "--output-dir": folder}
+        package = [*train, *_words(common), *_words(own)]
+        usual = ["-m", "s10_resnet.textbook", *_words(common), "--workers", str(usual_workers(run))]
         for _ in range(repeats):
-            for seconds, command in zip(times, (package, ["-m", "s10_resnet.textbook"]), strict=True):
-                seconds.append(_seconds(_finish, [sys.executable, *command, *common]))
+            for seconds, command in zip(times, (package, usual), strict=True):
+                seconds.append(_seconds(_finish, [sys.executable, *command]))
     return Stage(f"{PROCESS}, --epochs {config.epochs}", config.epochs * len(run.train.labels), *times)
 
 
@@ -157,6 +160,11 @@ def flops_per_image(network: nn.Module) -> float:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device=device)).sum().backward()
     return counter.get_total_flops() / 2
+
+
+def usual_workers(run: Session) -> int:
+    """The worker processes of the textbook script: as many as the package's, or what it would take on the CPU."""
+    return run.workers if run.config.augment_on == "cpu" else default_workers(run.runtime.device)
 
 
 def _training(run: Session) -> TrainingState:
@@ -199,6 +207,10 @@ def _finish(command: list[str]) -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         raise MachineError(f"the whole process ended with exit code {ended.returncode}: {ended.stderr.strip()[-300:]}")
+
+
+def _words(flags: dict[str, object]) -> list[str]:
+    return [str(part) for pair in flags.items() for part in pair]
 
 
 def _wait(device: torch.device) -> None:

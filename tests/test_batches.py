@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from s10_resnet import faults
-from s10_resnet.batches import AugmentedBatches, Plan, Plans, running, train_loader
+from s10_resnet.batches import AugmentedBatches, DeviceBatches, Plan, Plans, running, train_loader
 from s10_resnet.data import Split
+from s10_resnet.transforms import MEAN, pad
 
 OFF = {"crop_padding": 0, "flip": False, "cutout": 0}
 ALL = {"crop_padding": 4, "flip": True, "cutout": 8}
@@ -43,6 +44,37 @@ def test_the_order_follows_the_seed():
     first, again, other = (next(iter(Plans(50, 16, 1, seed))).samples for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_a_device_makes_the_batches_of_the_plans(split):
+    plan = Plan((0, 0, 0, 0), np.array([7, 7, 3]))
+    images, labels = DeviceBatches(split, torch.device("cpu"), **OFF)[plan]
+    np.testing.assert_array_equal(images, split.images[plan.samples])
+    assert labels.tolist() == split.labels[plan.samples].tolist()
+
+
+def test_a_device_draws_anew_for_every_key_alone(split):
+    batches = DeviceBatches(split, torch.device("cpu"), **ALL)
+    samples = np.arange(50)
+    first = batches[Plan((0, 0, 0, 0), samples)][0]
+    others = [batches[Plan(key, samples)][0] for key in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))]
+    assert torch.equal(first, DeviceBatches(split, torch.device("cpu"), **ALL)[Plan((0, 0, 0, 0), samples)][0])
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_a_device_augments_as_the_declared_transform_may(split):
+    """Each image is one of those that Albumentations can make of it: every window, either way round, every hole."""
+    one = Split(split.images[:1], split.labels[:1], split.classes)
+    plan = Plan((0, 0, 0, 0), np.zeros(4000, np.int64))
+    padded = pad(one.images, 4)[0]
+    windows = [padded[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    possible = {image.tobytes() for window in windows for image in (window, window[:, ::-1])}
+    images, _ = DeviceBatches(one, torch.device("cpu"), **{**ALL, "cutout": 0})[plan]
+    assert {image.numpy().tobytes() for image in images} == possible
+    holed, _ = DeviceBatches(one, torch.device("cpu"), **{**OFF, "cutout": 8})[plan]
+    fill = np.array([round(255 * mean) for mean in MEAN])
+    places = {tuple(np.argwhere((image.numpy() == fill).all(-1)).min(0)) for image in holed}
+    assert {(0, 0), (24, 24), (24, 0), (0, 24)} <= places
 
 
 @pytest.mark.parametrize("first_step", range(13))

@@ -55,7 +55,8 @@ def test_the_numbers_add_up(asked, tmp_path, capsys):
     assert content["settings"]["batch_size"] == 100
     assert content["versions"]["torch"]
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("synthetic: 450 training images in batches of 100, 0 workers; cpu, ")
+    assert out[0].startswith("synthetic: 450 training images in batches of 100; cpu, ")
+    assert out[0].endswith(", 0 workers; the textbook script: fp32, 0 workers")
     table = [line.split() for line in out if line]
     assert ["package", "textbook", "ratio", "n"] in table
     assert ["training", "step", "200", "images/s", "100", "images/s", "2.00", "3"] in table
@@ -66,7 +67,7 @@ def test_the_numbers_add_up(asked, tmp_path, capsys):
 
 
 def test_the_settings_reach_the_stages(asked, tmp_path):
-    benchmark.benchmark(options(tmp_path, workers=2))
+    benchmark.benchmark(options(tmp_path, workers=2, augment_on="cpu"))
     assert {name: asked[name] for name in TIMES} == {"pipeline": 3, "step": 3, "epoch": 3, "process": 1}
     config = asked["config"]
     assert (config.epochs, config.batch_size, config.limit, config.workers) == (2, 100, 450, 2)

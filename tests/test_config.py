@@ -31,6 +31,7 @@ FIELDS = {
     "crop_padding": st.integers(0, 16),
     "flip": st.booleans(),
     "cutout": st.integers(0, 32),
+    "augment_on": st.sampled_from(["cpu", "device"]),
     "seed": st.integers(0, 2**32 - 1),
     "dataset": st.sampled_from(["cifar10", "synthetic", "auto"]),
     "data_dir": PATHS,
@@ -107,7 +108,7 @@ def test_settings_of_another_version_are_told_from_ours():
     del content["epochs"], content["seed"]
     with pytest.raises(InputError, match=r"^the settings of another version .* differs in: epochs, momentum, seed$"):
         Config.from_json({**content, "momentum": 0.9})
-    with pytest.raises(InputError, match=r"differs in: anneal, batch_size, .*, workers$"):
+    with pytest.raises(InputError, match=r"differs in: anneal, augment_on, .*, workers$"):
         Config.from_json({})
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from s10_resnet import data, runtime, session, synthetic
+from s10_resnet.batches import AugmentedBatches, DeviceBatches
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
@@ -79,6 +80,40 @@ def test_processes_need_equal_shares(monkeypatch, limit, batch_size):
         assert begin(limit=limit, batch_size=batch_size).runtime.world_size == 2
         with pytest.raises(InputError, match=r"the 29 images that an epoch of 61 leaves for its last batch"):
             begin(limit=61, batch_size=batch_size)
+
+
+def test_augmenting_on_the_device_takes_no_workers(monkeypatch):
+    monkeypatch.setattr(runtime, "default_workers", lambda device: 3)
+    assert begin().workers == 3
+    assert begin(augment_on="device").workers == 0
+    assert begin(augment_on="device", workers=0).workers == 0
+    message = r"^--workers 3: must be auto or 0 with --augment-on device"
+    with pytest.raises(InputError, match=message):
+        begin(augment_on="device", workers=3)
+
+
+def test_where_images_are_augmented():
+    kinds = {"cpu": AugmentedBatches, "device": DeviceBatches}
+    for place, kind in kinds.items():
+        run = begin(augment_on=place, limit=60)
+        loader = session.loader(run, epochs=1)
+        assert type(loader.dataset) is kind
+        images, labels = next(iter(loader))
+        assert (images.shape, images.dtype, labels.dtype) == ((25, 32, 32, 3), torch.uint8, torch.int64)
+        samples, names = session.samples(run)
+        np.testing.assert_array_equal(samples, images.numpy())
+        assert names == [run.train.classes[label] for label in labels]
+
+
+def test_what_lies_on_a_device_is_not_pinned(monkeypatch):
+    monkeypatch.setattr(session, "DeviceBatches", lambda split, device, **augmentation: [])
+    run = begin(limit=60)
+    for device, place, pinned in (("cuda", "cpu", True), ("cuda", "device", False), ("cpu", "cpu", False)):
+        there = run._replace(
+            runtime=dataclasses.replace(run.runtime, device=torch.device(device)),
+            config=dataclasses.replace(run.config, augment_on=place),
+        )
+        assert session.loader(there, epochs=1).pin_memory == pinned
 
 
 def test_rank_0_can_be_asked_to_work_alone():

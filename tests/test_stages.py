@@ -1,4 +1,6 @@
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,13 +110,30 @@ def test_whole_processes_do_the_same_work(run, monkeypatch):
     assert (stage.name, stage.images, len(stage.package)) == ("whole process, --epochs 2", 120, 2)
     package, usual = commands[:2]
     assert commands[2:] == [package, usual]
-    assert package[:3:2] == ["-c", "--output-dir"]
-    assert usual[:2] == ["-m", "s10_resnet.textbook"]
-    assert package[4:] == usual[2:]
-    flags = dict(zip(usual[2::2], usual[3::2], strict=True))
+    assert (package[0], usual[:2]) == ("-c", ["-m", "s10_resnet.textbook"])
+    flags, usual_flags = (dict(zip(words[2::2], words[3::2], strict=True)) for words in (package, usual))
+    assert flags.pop("--augment-on") == "cpu"
+    assert not Path(flags.pop("--output-dir")).exists()
+    assert flags == usual_flags
+    assert flags["--workers"] == "0"
     assert flags["--limit"] == "60"
     assert flags["--epochs"] == "2"
     assert flags["--batch-size"] == "25"
+
+
+def test_the_textbook_script_keeps_its_workers_where_the_package_needs_none(run, taken, monkeypatch):
+    monkeypatch.setattr(stages, "default_workers", lambda device: 1)
+    assert stages.usual_workers(run) == 0
+    on_device = run._replace(config=replace(run.config, augment_on="device"))
+    assert stages.usual_workers(on_device) == 1
+    commands = []
+    monkeypatch.setattr(stages, "_finish", lambda command: commands.append(" ".join(command)))
+    stages.process(on_device, 1)
+    assert "--workers 0 --augment-on device" in commands[0]
+    assert commands[1].endswith("--workers 1")
+    stages.epoch(on_device, 1)
+    assert [size for name, size in taken if name == "textbook"] == [25, 25, 10]
+    assert stages.pipeline(on_device, 1).name == "input pipeline, on cpu"
 
 
 def test_a_process_that_fails_is_no_measurement(run, monkeypatch):
