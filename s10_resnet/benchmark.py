@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from s10_resnet import growth, outputs, session, signals, stages, terminal
+from s10_resnet import growth, outputs, session, signals, stages, terminal, textbook_timer
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.options import Benchmark
@@ -38,7 +38,7 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
     terminal.say(
         f"{run.dataset}: {len(run.train.labels):,} training images in batches of {options.batch_size:,}; "
         f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers; the textbook script: fp32, "
-        f"{stages.usual_workers(run)} workers"
+        f"{textbook_timer.workers(run)} workers"
     )
     parts = (
         (stages.pipeline, options.repeats),
@@ -46,9 +46,10 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
         (stages.epoch, options.repeats),
         (stages.process, 1),
     )
-    measured = [
-        stage(run, times) for stage, times in terminal.bar(parts, len(parts), "timing", "stage")
-    ]  # in this order: the step warms up what the epoch uses
+    with textbook_timer.started(run) as textbook:
+        measured = [
+            stage(run, times, textbook) for stage, times in terminal.bar(parts, len(parts), "timing", "stage")
+        ]  # in this order: the step warms up what the epoch uses
     content = _content(options, run, measured)
     if options.growth:
         content["growth"] = growth.measure(run.config)
@@ -79,7 +80,7 @@ def _content(options: Benchmark, run: Session, measured: list[Stage]) -> dict[st
         "matrix_products": product,
         "data_share": 1 - epoch.rates[0] / step.rates[0],
         "workers": run.workers,
-        "textbook_workers": stages.usual_workers(run),
+        "textbook_workers": textbook_timer.workers(run),
         **run.environment,
     }
 

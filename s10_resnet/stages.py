@@ -5,28 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from s10_resnet import batches, engine, session, textbook
+from s10_resnet import batches, engine, session, textbook_timer, timing
 from s10_resnet.errors import MachineError
-from s10_resnet.runtime import DTYPES, Runtime, default_workers
+from s10_resnet.runtime import DTYPES, Runtime
 from s10_resnet.session import Session
 from s10_resnet.state import TrainingState
+from s10_resnet.textbook_timer import MAX_LR, Timer
 
 PROCESS = "whole process"
-MAX_LR = 5e-3
-PIPELINE_IMAGES = 2048  # a tenth of a second and more
 MATRIX = {"cpu": 2048}  # rows and columns; elsewhere LARGE_MATRIX: each as large as its rate still grows
 LARGE_MATRIX = 8192
 MATRIX_SECONDS = 0.2
@@ -59,62 +53,56 @@ class Stage:
         return median(self.textbook) / median(self.package)
 
 
-def pipeline(run: Session, repeats: int) -> Stage:
+def pipeline(run: Session, repeats: int, textbook: Timer) -> Stage:
     """From arrays to augmented batches, by one core in this process, or the package's by the device."""
     loader = session.loader(run.alone, epochs=1)
-    plans = list(islice(chain.from_iterable(repeat(loader.sampler)), -(-PIPELINE_IMAGES // run.config.batch_size)))
-    pictures = textbook.Pictures(run.train, train=True)
+    size = run.config.batch_size
+    whole = [plan for plan in loader.sampler if len(plan.samples) == size]
+    plans = list(islice(chain.from_iterable(repeat(whole)), textbook_timer.pipeline_batches(size)))
 
     def package() -> None:
         for plan in plans:
             loader.dataset[plan]
-        _wait(run.runtime.device)
+        timing.wait(run.runtime.device)
 
-    def usual() -> None:
-        for plan in plans:
-            default_collate([pictures[sample] for sample in plan.samples])
-
-    with _one_thread():
-        times = _alternately(package, usual, repeats)
+    with timing.one_thread():
+        times = timing.alternately(lambda: timing.seconds(package), lambda: textbook("pipeline"), repeats)
     by = "one core" if run.config.augment_on == "cpu" else f"on {run.runtime.device}"
-    return Stage(f"input pipeline, {by}", sum(len(plan.samples) for plan in plans), *times)
+    return Stage(f"input pipeline, {by}", size * len(plans), *times)
 
 
-def step(run: Session, repeats: int) -> Stage:
+def step(run: Session, repeats: int, textbook: Timer) -> Stage:
     """As many training steps as an epoch has whole batches, on batches that lie on the device."""
-    device, steps = run.runtime.device, len(run.train.labels) // run.config.batch_size
-    state, parts = _training(run), _usual_training(run)
-    batch = tuple(tensor.to(device) for tensor in next(iter(_loader(run, 1, workers=0))))
-    usual_batch = tuple(tensor.to(device) for tensor in next(iter(_usual_loader(run, workers=0))))
-    criterion = session.criterion(run)
-    times = _alternately(
-        lambda: _exhaust(engine.train_steps(state, repeat(batch, steps), criterion)),
-        lambda: _exhaust(textbook.train_steps(parts, repeat(usual_batch, steps), device)),
+    steps = len(run.train.labels) // run.config.batch_size
+    state, criterion = _training(run), session.criterion(run)
+    batch = next(iter(session.loader(run._replace(workers=0), 1)))
+    batch = tuple(tensor.to(run.runtime.device) for tensor in batch)
+    times = timing.alternately(
+        lambda: timing.seconds(timing.exhaust, engine.train_steps(state, repeat(batch, steps), criterion)),
+        lambda: textbook("step"),
         repeats,
     )
     return Stage("training step", steps * run.config.batch_size, *times)
 
 
-def epoch(run: Session, repeats: int) -> Stage:
+def epoch(run: Session, repeats: int, textbook: Timer) -> Stage:
     """A whole epoch of training, the way of the data included; the evaluation is not.
 
     The package's workers go on from epoch to epoch, so an epoch before it is not counted; the textbook's are started
     anew for each.
     """
-    state, parts = _training(run), _usual_training(run)
-    criterion = session.criterion(run)
+    state, criterion = _training(run), session.criterion(run)
     before = run.steps_per_epoch if run.workers else 0
-    times: tuple[list[float], list[float]] = [], []
-    for _ in range(repeats):
-        with batches.running(_loader(run, 1 + bool(before), run.workers)) as stream:
-            _exhaust(engine.train_steps(state, islice(stream, before), criterion))
-            times[0].append(_seconds(_exhaust, engine.train_steps(state, stream, criterion)))
-        usual = textbook.train_steps(parts, _usual_loader(run, usual_workers(run)), run.runtime.device)
-        times[1].append(_seconds(_exhaust, usual))
-    return Stage("whole epoch", len(run.train.labels), *times)
+
+    def package() -> float:
+        with batches.running(session.loader(run, 1 + bool(before))) as stream:
+            timing.exhaust(engine.train_steps(state, islice(stream, before), criterion))
+            return timing.seconds(timing.exhaust, engine.train_steps(state, stream, criterion))
+
+    return Stage("whole epoch", len(run.train.labels), *timing.alternately(package, lambda: textbook("epoch"), repeats))
 
 
-def process(run: Session, repeats: int) -> Stage:
+def process(run: Session, repeats: int, _: Timer) -> Stage:
     """The whole script from cold: imports, data, workers, training, evaluation every epoch, plots."""
     config = run.config
     common = {
@@ -131,10 +119,10 @@ def process(run: Session, repeats: int) -> Stage:
         train = ["-c", "import sys; from s10_resnet.cli import train; sys.exit(train())"]
         own = {"--workers": run.workers, "--augment-on": config.augment_on, "--output-dir": folder}
         package = [*train, *_words(common), *_words(own)]
-        usual = ["-m", "s10_resnet.textbook", *_words(common), "--workers", str(usual_workers(run))]
+        usual = ["-m", "s10_resnet.textbook", *_words(common), "--workers", str(textbook_timer.workers(run))]
         for _ in range(repeats):
             for seconds, command in zip(times, (package, usual), strict=True):
-                seconds.append(_seconds(_finish, [sys.executable, *command]))
+                seconds.append(timing.seconds(_finish, [sys.executable, *command]))
     return Stage(f"{PROCESS}, --epochs {config.epochs}", config.epochs * len(run.train.labels), *times)
 
 
@@ -147,11 +135,11 @@ def matrix_product(run: Runtime, repeats: int) -> list[float]:
     def multiply(times: int) -> None:
         for _ in range(times):
             torch.mm(a, b, out=product)
-        _wait(run.device)
+        timing.wait(run.device)
 
     multiply(3)  # warm-up
-    times = max(1, round(MATRIX_SECONDS / _seconds(multiply, 1)))
-    return [2 * size**3 * times / _seconds(multiply, times) for _ in range(repeats)]
+    times = max(1, round(MATRIX_SECONDS / timing.seconds(multiply, 1)))
+    return [2 * size**3 * times / timing.seconds(multiply, times) for _ in range(repeats)]
 
 
 def flops_per_image(network: nn.Module) -> float:
@@ -162,45 +150,9 @@ def flops_per_image(network: nn.Module) -> float:
     return counter.get_total_flops() / 2
 
 
-def usual_workers(run: Session) -> int:
-    """The worker processes of the textbook script: as many as the package's, or what it would take on the CPU."""
-    return run.workers if run.config.augment_on == "cpu" else default_workers(run.runtime.device)
-
-
 def _training(run: Session) -> TrainingState:
-    endless = run._replace(config=replace(run.config, epochs=10_000))  # the schedule is not to end before the benchmark
-    return session.training_state(endless, MAX_LR)
-
-
-def _usual_training(run: Session) -> textbook.Parts:
-    return textbook.build(run.runtime.device, max_lr=MAX_LR, total_steps=10_000 * run.steps_per_epoch)
-
-
-def _loader(run: Session, epochs: int, workers: int) -> torch.utils.data.DataLoader:
-    return session.loader(run._replace(workers=workers), epochs)
-
-
-def _usual_loader(run: Session, workers: int) -> torch.utils.data.DataLoader:
-    pin_memory = run.runtime.device.type == "cuda"
-    return textbook.loader(run.train, run.config.batch_size, workers, train=True, pin_memory=pin_memory)
-
-
-def _alternately(
-    package: Callable[[], None], usual: Callable[[], None], repeats: int
-) -> tuple[list[float], list[float]]:
-    """In turn, so that a machine whose speed changes is as slow for the one as for the other; the first is warm-up."""
-    pairs = [(_seconds(package), _seconds(usual)) for _ in range(repeats + 1)][1:]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _seconds(work: Callable[..., None], *arguments: object) -> float:
-    start = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - start
-
-
-def _exhaust(steps: Iterator[object]) -> None:
-    deque(steps, maxlen=0)
+    endless = replace(run.config, epochs=10_000)
+    return session.training_state(run._replace(config=endless), MAX_LR)
 
 
 def _finish(command: list[str]) -> None:
@@ -211,18 +163,3 @@ def _finish(command: list[str]) -> None:
 
 def _words(flags: dict[str, object]) -> list[str]:
     return [str(part) for pair in flags.items() for part in pair]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
