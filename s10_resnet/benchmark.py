@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from s10_resnet import growth, outputs, session, signals, stages, terminal, textbook_timer
+from s10_resnet import growth, outputs, profiling, session, signals, stages, terminal, textbook_timer
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
+from s10_resnet.files import write_whole
 from s10_resnet.options import Benchmark
 from s10_resnet.session import Session
 from s10_resnet.stages import Stage
@@ -22,7 +23,8 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
 
     Returns:
         The content of that file: ``stages``, each with its times in seconds, rates in images a second and the ratio;
-        ``matrix_product`` and ``training_step`` in FLOP/s; ``data_share`` of an epoch that the way of the data costs.
+        ``matrix_product`` and ``training_step`` in FLOP/s; ``data_share`` of an epoch that the way of the data costs;
+        with ``profile`` the ``idle_share`` of `s10_resnet.profiling`, with ``growth`` what `s10_resnet.growth` gives.
 
     Raises:
         InputError: For settings that do not fit the machine or the data; nothing has been written then.
@@ -51,6 +53,9 @@ def benchmark(options: Benchmark) -> dict[str, Any]:
             stage(run, times, textbook) for stage, times in terminal.bar(parts, len(parts), "timing", "stage")
         ]  # in this order: the step warms up what the epoch uses
     content = _content(options, run, measured)
+    if options.profile:
+        table, content["idle_share"] = profiling.epoch(run)
+        write_whole(folder / "profile.txt", table.encode())
     if options.growth:
         content["growth"] = growth.measure(run.config)
     outputs.write_json(folder / "benchmark.json", content)
@@ -99,6 +104,8 @@ def _say(content: dict[str, Any]) -> None:
         f"{rate / most:.0%} of a {content['precision']} matrix product's {most / 1e12:,.2f}"
     )
     terminal.say(f"the way of the data: {content['data_share']:.1%} of an epoch")
+    if content.get("idle_share") is not None:
+        terminal.say(f"the device has nothing to do: {content['idle_share']:.1%} of an epoch, under the profiler")
     if "growth" in content:
         _say_growth(**content["growth"])
 

@@ -98,6 +98,7 @@ class Benchmark(Settings):
         False, "two minutes on two CPU cores: one epoch of 512 images in batches of 128, three times"
     )
     repeats: int = knobs.whole(5, "times that each stage is timed, the whole process but once", low=1, high=1000)
+    profile: bool = knobs.switch(False, "also profile an epoch, by operation, into profile.txt")
     growth: bool = knobs.switch(
         False, "also watch time, memory, open files and processes grow over 8, 16 and 24 epochs and over ten runs"
     )

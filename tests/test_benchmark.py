@@ -1,9 +1,10 @@
+import contextlib
 import json
 from dataclasses import replace
 
 import pytest
 
-from s10_resnet import benchmark, growth, session, stages, terminal
+from s10_resnet import benchmark, growth, profiling, session, stages, terminal, textbook_timer
 from s10_resnet.errors import InputError
 from s10_resnet.options import Benchmark
 from s10_resnet.stages import Stage
@@ -22,7 +23,8 @@ def asked(monkeypatch):
     log = {}
 
     def stage(name):
-        def timed(run, repeats):
+        def timed(run, repeats, textbook):
+            assert textbook == "textbook"
             log[name] = repeats
             log["config"] = run.config
             return TIMES[name]
@@ -31,6 +33,7 @@ def asked(monkeypatch):
 
     for name in TIMES:
         monkeypatch.setattr(stages, name, stage(name))
+    monkeypatch.setattr(textbook_timer, "started", lambda run: contextlib.nullcontext("textbook"))
     monkeypatch.setattr(stages, "matrix_product", lambda run, repeats: [1e12, 4e12, 2e12])
     monkeypatch.setattr(stages, "flops_per_image", lambda network: 1e9)
     return log
@@ -79,6 +82,18 @@ def test_quick_is_small(asked, tmp_path):
     config = asked["config"]
     assert (config.epochs, config.batch_size, config.limit, asked["step"]) == (1, 128, 512, 3)
     assert content["settings"]["limit"] == 512
+
+
+@pytest.mark.parametrize("idle", [0.0425, None])
+def test_an_epoch_is_profiled_where_it_is_asked_for(asked, tmp_path, monkeypatch, capsys, idle):
+    monkeypatch.setattr(profiling, "epoch", lambda run: ("a table\n", idle))
+    content = benchmark.benchmark(options(tmp_path, profile=True))
+    assert (tmp_path / "b" / "profile.txt").read_text() == "a table\n"
+    assert content["idle_share"] == idle
+    told = "the device has nothing to do: 4.2% of an epoch, under the profiler" in capsys.readouterr().out
+    assert told == (idle is not None)
+    assert "idle_share" not in benchmark.benchmark(options(tmp_path, name="a"))
+    assert not (tmp_path / "a" / "profile.txt").exists()
 
 
 def test_growth_is_watched_where_it_is_asked_for(asked, tmp_path, monkeypatch, capsys):

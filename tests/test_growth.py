@@ -1,3 +1,4 @@
+import mmap
 import subprocess
 import sys
 import threading
@@ -21,16 +22,17 @@ def test_a_footprint_sees_files_processes_threads_and_memory(tmp_path):
     with (tmp_path / "a").open("w"), (tmp_path / "b").open("w"):
         assert footprint() == replace(footprint(), handles=before.handles + 2)
     done = threading.Event()
-    thread = threading.Thread(target=done.wait)
+    thread = threading.Thread(target=done.wait, daemon=True)
     thread.start()
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    block = b"x" * 2**26
-    now = footprint()
-    assert (now.processes, now.threads) == (before.processes + 1, before.threads + 1)
-    assert now.memory - before.memory > 0.9 * len(block)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        with mmap.mmap(-1, 2**26) as block:
+            block.write(b"x" * 2**26)
+            now = footprint()
+        child.communicate(b"\n")
     done.set()
     thread.join()
-    child.communicate(b"\n")
+    assert (now.processes, now.threads) == (before.processes + 1, before.threads + 1)
+    assert now.memory - before.memory > 0.9 * 2**26
     assert footprint().processes == before.processes
 
 

@@ -1,39 +1,38 @@
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from s10_resnet import batches, engine, model, session, stages, textbook
+from s10_resnet import batches, engine, model, session, stages, textbook_timer, timing
 from s10_resnet.errors import MachineError
 from s10_resnet.stages import Stage
 from tests.runs import small
 
 
 @pytest.fixture
-def run(small_parts, monkeypatch, tmp_path):
+def run(small_parts, tmp_path):
     """Two whole batches of 25 and one of 10 in an epoch."""
-    monkeypatch.setattr(textbook, "ResNet9", lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10)))
     return session.begin(small(tmp_path))
 
 
 @pytest.fixture
-def taken(monkeypatch):
-    """The sizes of the batches that the package and the textbook script take steps with, in the order of the steps."""
-    log = []
+def log(monkeypatch):
+    """What was done, in order: sizes of the package's steps, stages that the textbook script was asked for."""
+    done, steps = [], engine.train_steps
 
-    def noting(name, owner):
-        steps = owner.train_steps
+    def noted(state, stream, criterion):
+        return steps(state, (done.append(len(batch[1])) or batch for batch in stream), criterion)
 
-        def noted(first, stream, *more):
-            return steps(first, (log.append((name, len(batch[1]))) or batch for batch in stream), *more)
+    monkeypatch.setattr(engine, "train_steps", noted)
+    return done
 
-        monkeypatch.setattr(owner, "train_steps", noted)
 
-    noting("package", engine)
-    noting("textbook", textbook)
-    return log
+@pytest.fixture
+def textbook(log):
+    return lambda stage: log.append(stage) or 7.0
 
 
 def test_rates_are_those_of_the_median_times():
@@ -42,60 +41,45 @@ def test_rates_are_those_of_the_median_times():
     assert stage.ratio == 2.5
 
 
-def test_both_are_timed_in_turn_after_a_warm_up(monkeypatch):
-    now, log = [0.0], []
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
-
-    def work(name, durations):
-        def done():
-            log.append(name)
-            now[0] += next(durations)
-
-        return done
-
-    times = stages._alternately(work("package", iter((50, 1, 2))), work("textbook", iter((60, 3, 5))), 2)
-    assert log == ["package", "textbook"] * 3
-    assert times == ([1, 2], [3, 5])
-
-
-def test_the_pipeline_makes_the_same_batches_of_both(run, monkeypatch):
-    monkeypatch.setattr(stages, "PIPELINE_IMAGES", 70)
-    made = {"package": [], "textbook": []}
-    ours, usual = batches.AugmentedBatches.__getitem__, textbook.Pictures.__getitem__
+def test_the_pipeline_makes_whole_batches(run, log, textbook, monkeypatch):
+    monkeypatch.setattr(textbook_timer, "PIPELINE_IMAGES", 70)
+    get = batches.AugmentedBatches.__getitem__
 
     def noted(self, plan):
         assert torch.get_num_threads() == 1
-        made["package"] += plan.samples.tolist()
-        return ours(self, plan)
+        log.append(plan.samples.tolist())
+        return get(self, plan)
 
     monkeypatch.setattr(batches.AugmentedBatches, "__getitem__", noted)
-    monkeypatch.setattr(
-        textbook.Pictures, "__getitem__", lambda self, i: made["textbook"].append(int(i)) or usual(self, i)
-    )
     threads = torch.get_num_threads()
-    stage = stages.pipeline(run, 2)
+    stage = stages.pipeline(run, 2, textbook)
     assert torch.get_num_threads() == threads
-    assert stage.images == 60  # the 25, 25 and 10 of an epoch are the fewest batches that come to 70 / 25
-    assert made["package"] == made["textbook"]
-    assert len(made["package"]) == 3 * 60
-    assert (len(stage.package), len(stage.textbook)) == (2, 2)
+    assert (stage.name, stage.images, stage.textbook) == ("input pipeline, one core", 75, [7.0, 7.0])
+    assert len(stage.package) == 2
+    assert min(stage.package) > 0
+    plans = [plan.samples.tolist() for plan in session.loader(run, 1).sampler]
+    assert log == [plans[0], plans[1], plans[0], "pipeline"] * 3  # the ragged batch is left out
 
 
-def test_a_step_is_timed_on_batches_that_are_there(run, taken):
-    stage = stages.step(run, 2)
-    assert stage.images == 50
-    assert taken == [("package", 25), ("package", 25), ("textbook", 25), ("textbook", 25)] * 3
-    assert min(stage.package + stage.textbook) > 0
+def test_a_step_is_timed_on_batches_that_are_there(run, log, textbook):
+    stage = stages.step(run, 2, textbook)
+    assert (stage.images, stage.textbook) == (50, [7.0, 7.0])
+    assert log == [25, 25, "step"] * 3
+    assert min(stage.package) > 0
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_is_whole_and_one_before_it_starts_the_workers(run, taken, workers):
-    epoch = [25, 25, 10]
-    stage = stages.epoch(run._replace(workers=workers), 2)
-    assert stage.images == 60
-    assert (len(stage.package), len(stage.textbook)) == (2, 2)
-    expected = [("package", size) for size in epoch * (1 + workers)] + [("textbook", size) for size in epoch]
-    assert taken == expected * 2
+def test_an_epoch_is_whole_and_one_before_it_starts_the_workers(run, log, textbook, monkeypatch, workers):
+    seconds = timing.seconds
+    monkeypatch.setattr(timing, "seconds", lambda *given: log.append("clock") or seconds(*given))
+    stage = stages.epoch(run._replace(workers=workers), 1, textbook)
+    assert (stage.images, stage.textbook) == (60, [7.0])
+    assert log == [*[25, 25, 10] * workers, "clock", 25, 25, 10, "epoch"] * 2
+
+
+def test_on_a_device_the_pipeline_is_that_of_the_device(run, textbook):
+    on_device = run._replace(config=replace(run.config, augment_on="device"))
+    assert stages.pipeline(on_device, 1, textbook).name == "input pipeline, on cpu"
 
 
 def test_whole_processes_do_the_same_work(run, monkeypatch):
@@ -106,7 +90,7 @@ def test_whole_processes_do_the_same_work(run, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", finish)
-    stage = stages.process(run, 2)
+    stage = stages.process(run, 2, None)
     assert (stage.name, stage.images, len(stage.package)) == ("whole process, --epochs 2", 120, 2)
     package, usual = commands[:2]
     assert commands[2:] == [package, usual]
@@ -121,26 +105,20 @@ def test_whole_processes_do_the_same_work(run, monkeypatch):
     assert flags["--batch-size"] == "25"
 
 
-def test_the_textbook_script_keeps_its_workers_where_the_package_needs_none(run, taken, monkeypatch):
-    monkeypatch.setattr(stages, "default_workers", lambda device: 1)
-    assert stages.usual_workers(run) == 0
-    on_device = run._replace(config=replace(run.config, augment_on="device"))
-    assert stages.usual_workers(on_device) == 1
+def test_a_process_augments_where_it_is_told(run, monkeypatch):
     commands = []
     monkeypatch.setattr(stages, "_finish", lambda command: commands.append(" ".join(command)))
-    stages.process(on_device, 1)
+    monkeypatch.setattr(textbook_timer, "default_workers", lambda device: 7)
+    stages.process(run._replace(config=replace(run.config, augment_on="device")), 1, None)
     assert "--workers 0 --augment-on device" in commands[0]
-    assert commands[1].endswith("--workers 1")
-    stages.epoch(on_device, 1)
-    assert [size for name, size in taken if name == "textbook"] == [25, 25, 10]
-    assert stages.pipeline(on_device, 1).name == "input pipeline, on cpu"
+    assert commands[1].endswith("--workers 7")
 
 
 def test_a_process_that_fails_is_no_measurement(run, monkeypatch):
     ended = subprocess.CompletedProcess([], 3, stderr="long ago\nout of luck\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(MachineError, match=r"^the whole process ended with exit code 3: [\s\S]*out of luck$"):
-        stages.process(run, 1)
+        stages.process(run, 1, None)
 
 
 def test_the_rate_of_a_matrix_product(cpu, monkeypatch):
@@ -153,7 +131,7 @@ def test_the_rate_of_a_matrix_product(cpu, monkeypatch):
         now[0] += 0.05
 
     monkeypatch.setattr(torch, "mm", multiply)
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     rates = stages.matrix_product(cpu, 3)
     assert rates == pytest.approx([2 * 16**3 / 0.05] * 3)
     assert products == [torch.float32] * (3 + 1 + 3 * 4)
