@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from s10_resnet import benchmark, growth, profiling, session, stages, terminal, textbook_timer
+from s10_resnet import benchmark, data, growth, profiling, session, stages, synthetic, terminal, textbook_timer
+from s10_resnet.data import Split
 from s10_resnet.errors import InputError
 from s10_resnet.options import Benchmark
 from s10_resnet.stages import Stage
@@ -17,10 +18,16 @@ TIMES = {
 }
 
 
+@pytest.fixture(scope="module")
+def parts():
+    return tuple(Split(*synthetic.draw(450, seed), synthetic.CLASSES) for seed in (1, 2))
+
+
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, parts):
     """How often each stage is asked for, of which settings."""
     log = {}
+    monkeypatch.setattr(data, "load_synthetic", lambda: parts)
 
     def stage(name):
         def timed(run, repeats, textbook):

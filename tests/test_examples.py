@@ -24,8 +24,15 @@ def outputs(notebook):
 def executed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    smaller = {
+        "limit=3000": "limit=100",
+        "epochs=3": "epochs=1",
+        "batch_size=100": "batch_size=20",
+        "steps=40": "steps=20",
+    }
     for cell in notebook.cells:
-        cell.source = cell.source.replace("limit=3000", "limit=300").replace("epochs=3", "epochs=1")
+        for text, small in smaller.items():
+            cell.source = cell.source.replace(text, small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))

@@ -303,3 +303,23 @@ def test_bad_input_after_a_training_is_one_line_too(trained, tmp_path, capsys, m
     assert told.format(**places) in err
     assert content_of(trained / "run-0") == before
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_benchmark_runs_and_its_numbers_add_up(tmp_path):
+    flags = "--dataset synthetic --limit 24 --batch-size 10 --epochs 1 --repeats 1 --name b"
+    code, out, err = python(f"scripts/benchmark.py {flags} --output-dir", tmp_path)
+    assert (code, err) == (0, "")
+    content = json.loads((tmp_path / "b" / "benchmark.json").read_text())
+    images = {"input pipeline, one core": 2050, "training step": 20, "whole epoch": 24, "whole process, --epochs 1": 24}
+    assert {stage["name"]: stage["images"] for stage in content["stages"]} == images
+    for stage in content["stages"]:
+        (package,), (textbook,) = stage["package"], stage["textbook"]
+        assert stage["package_images_per_second"] == stage["images"] / package > 0
+        assert stage["textbook_images_per_second"] == stage["images"] / textbook > 0
+        assert stage["ratio"] == textbook / package
+        assert f"{stage['name']} " in out
+    step = content["stages"][1]["package_images_per_second"]
+    assert content["training_step"] == content["flops_per_image"] * step
+    assert 2.2e9 < content["flops_per_image"] < 2.3e9
+    assert content["data_share"] == 1 - content["stages"][2]["package_images_per_second"] / step
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]  # the runs of the whole processes are gone
