@@ -91,6 +91,8 @@ def start(device: str, precision: str, *, deterministic: bool = False) -> Runtim
         raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {chosen.type}; fp16 is for CUDA devices")
     if chosen.type == "cpu":
         keep_freed_memory()
+    # All batches but an epoch's last have one shape, for which cuDNN may try out its algorithms.
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         # Only warn: torch goes by kinds of operations, and this has not been tried on a CUDA device yet.

@@ -97,8 +97,11 @@ def test_determinism_is_asked_of_torch_only_when_it_is_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     runtime.start("cpu", "fp32")
     assert not asked
+    assert torch.backends.cudnn.benchmark
     runtime.start("cpu", "fp32", deterministic=True)
     assert asked == [(True, True)]
+    assert not torch.backends.cudnn.benchmark
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
