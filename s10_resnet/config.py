@@ -68,6 +68,12 @@ class Config(Settings):
         "device",
     )
     seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=2**32 - 1)
+    runs: int = knobs.whole(
+        1,
+        "trainings, in a folder each, with this seed and those after it; tells mean and spread",
+        low=1,
+        high=10_000,
+    )
     dataset: str = knobs.choice(
         "cifar10",
         "what to train on; auto: CIFAR-10 if it is there or can be had, else the built-in stand-in",

@@ -47,6 +47,11 @@ def make_run_folder(output_dir: Path, name: str, prefix: str) -> Path:
     raise InputError(f"--name {name}: must be a new name; {output_dir / name} exists and is not overwritten")
 
 
+def substitute(name: str) -> str:
+    """The name of a run on the stand-in that was to be one on CIFAR-10: nobody is to take it for that."""
+    return f"synthetic-{name}"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes readable JSON; a NaN or an infinity, which JSON has no word for, is a `ValueError`."""
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

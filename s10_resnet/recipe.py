@@ -17,6 +17,7 @@ from s10_resnet import (
     flags,
     lr_finder,
     outputs,
+    repetition,
     report,
     resumption,
     session,
@@ -34,6 +35,7 @@ from s10_resnet.session import Session
 def train(config: Config) -> dict[str, Any]:
     """Trains the network and leaves records, weights and plots in a new run folder.
 
+    With ``config.runs`` above 1 it does so as often, and what it returns is that of `s10_resnet.repetition`.
     Where ``torchrun`` starts its processes anew after a failure, the run goes on from its last checkpoint.
 
     Returns:
@@ -45,10 +47,12 @@ def train(config: Config) -> dict[str, Any]:
         MachineError: If the disk is full, a worker was killed and the like; the last checkpoint is whole.
         Stopped: After Ctrl-C or SIGTERM, once a checkpoint and everything of the finished epochs has been written.
     """
+    if config.runs > 1:
+        return repetition.repeat(config, train, _resume)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         if not config.name:
             raise InputError("--name: must be given under torchrun, or what is restarted cannot find its run")
-        for name in (config.name, _substitute(config.name)):
+        for name in (config.name, outputs.substitute(config.name)):
             if (config.output_dir / name).is_dir():
                 return _resume(config.output_dir / name, vars(config))
     run = session.begin(config)
@@ -104,6 +108,8 @@ def search_lr(config: Config) -> lr_finder.Suggestion:
 
 
 def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    if (path / repetition.FILE).is_file():
+        return repetition.go_on(path, asked, train, _resume)
     folder = path if path.is_dir() else path.parent
     follower = int(os.environ.get("RANK", 0)) > 0
     with ExitStack() as held:
@@ -132,10 +138,6 @@ def _resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         return training.carry_out(run, folder, max_lr, saved)
 
 
-def _substitute(name: str) -> str:
-    return f"synthetic-{name}"  # nobody is to take it for a run on CIFAR-10
-
-
 def _settings(folder: Path) -> Config:
     path = folder / "config.json"
     try:
@@ -157,7 +159,7 @@ def _make_folder(run: Session, command: str) -> Path:
     config = run.config
     substituted = config.dataset == "auto" and run.dataset == "synthetic"
     prefix = f"{command}-synthetic" if run.dataset == "synthetic" else command
-    name = _substitute(config.name) if substituted and config.name else config.name
+    name = outputs.substitute(config.name) if substituted and config.name else config.name
     folder = outputs.make_run_folder(config.output_dir, name, prefix)
     outputs.write_json(folder / "config.json", config.to_json())
     if substituted:

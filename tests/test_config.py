@@ -33,6 +33,7 @@ FIELDS = {
     "cutout": st.integers(0, 32),
     "augment_on": st.sampled_from(["cpu", "device"]),
     "seed": st.integers(0, 2**32 - 1),
+    "runs": st.integers(1, 10_000),
     "dataset": st.sampled_from(["cifar10", "synthetic", "auto"]),
     "data_dir": PATHS,
     "val_size": st.integers(0, 2**70),
