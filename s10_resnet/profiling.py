@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import islice
 
@@ -23,6 +24,7 @@ def epoch(run: Session) -> tuple[str, float | None]:
         A table of the operations that take longest, and the share of the epoch in which a CUDA device runs no kernel
         and copies nothing; None without one.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library would tell stderr about itself
     state, criterion = session.training_state(run, MAX_LR), session.criterion(run)
     on_cuda = run.runtime.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]

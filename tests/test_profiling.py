@@ -31,7 +31,7 @@ def test_random_spans_against_a_count_of_moments():
         assert profiling.covered(map(tuple, ends)) == len({moment for a, b in ends for moment in range(a, b)})
 
 
-def test_the_second_epoch_is_profiled_and_named_by_operation(small_parts, tmp_path, monkeypatch):
+def test_the_second_epoch_is_profiled_and_named_by_operation(small_parts, tmp_path, monkeypatch, capfd):
     sizes, steps = [], engine.train_steps
 
     def noted(state, stream, criterion):
@@ -42,6 +42,7 @@ def test_the_second_epoch_is_profiled_and_named_by_operation(small_parts, tmp_pa
     table, idle = profiling.epoch(session.begin(small(tmp_path)))
     assert sizes == [[25, 25, 10]] * 2
     assert idle is None
+    assert capfd.readouterr().err == ""
     row = next(line for line in table.splitlines() if "aten::convolution_backward " in line)
     assert row.split()[-1] == "3"  # calls: one a step of the one epoch
 
