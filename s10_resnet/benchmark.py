@@ -10,11 +10,9 @@ from s10_resnet import growth, outputs, profiling, session, signals, stages, ter
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.files import write_whole
-from s10_resnet.options import Benchmark
+from s10_resnet.options import QUICK, Benchmark
 from s10_resnet.session import Session
 from s10_resnet.stages import Stage
-
-QUICK = {"repeats": 3, "epochs": 1, "batch_size": 128, "limit": 512}
 
 
 @signals.heeded()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 from s10_resnet import knobs
+from s10_resnet.errors import InputError
 from s10_resnet.knobs import REQUIRED
-from s10_resnet.settings import Settings
+from s10_resnet.settings import Settings, flag
 
 VIEWS = ("none", "flip", "six")  # see `s10_resnet.views`
 FORMATS = ("onnx", "torch", "safetensors")
+QUICK = {"repeats": 3, "epochs": 1, "batch_size": 128, "limit": 512}  # what a quick benchmark comes to
 
 
 def _checkpoint() -> Path:
@@ -114,3 +116,10 @@ class Benchmark(Settings):
     )
     output_dir: Path = knobs.output_dir()
     name: str = knobs.run_name()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if self.quick and item.name in QUICK and value not in (item.default, QUICK[item.name]):
+                raise InputError(f"{flag(item.name)} {value}: must be left out with --quick, which sets it")

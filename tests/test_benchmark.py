@@ -85,10 +85,20 @@ def test_the_settings_reach_the_stages(asked, tmp_path):
 
 
 def test_quick_is_small(asked, tmp_path):
-    content = benchmark.benchmark(replace(options(tmp_path), quick=True))
+    content = benchmark.benchmark(
+        Benchmark(quick=True, dataset="synthetic", device="cpu", output_dir=tmp_path, name="b")
+    )
     config = asked["config"]
     assert (config.epochs, config.batch_size, config.limit, asked["step"]) == (1, 128, 512, 3)
     assert content["settings"]["limit"] == 512
+
+
+@pytest.mark.parametrize("name", ["repeats", "epochs", "batch_size", "limit"])
+def test_quick_says_that_it_sets_what_was_given(name):
+    line = f"^--{name.replace('_', '-')} 77: must be left out with --quick, which sets it$"
+    with pytest.raises(InputError, match=line):
+        Benchmark(quick=True, **{name: 77})
+    assert getattr(Benchmark(**{name: 77}), name) == 77
 
 
 @pytest.mark.parametrize("idle", [0.0425, None])

@@ -228,6 +228,7 @@ GOOD = {
     "predict": "--checkpoint {run}/last.pt {run}/curves.png",
     "compare": "{run} {run}",
     "export": "--checkpoint {run}/last.pt --format safetensors --data-dir nowhere",
+    "benchmark": "--quick --dataset synthetic",
 }
 BY_HAND_AFTER = """
 evaluate
@@ -254,6 +255,11 @@ export
 export --checkpoint {run}/summary.json
 export --checkpoint {run}/last.pt --output {run}/last.pt
 export --checkpoint {run}/last.pt --output no/such/folder.onnx
+benchmark stray
+benchmark --quick --dataset auto
+benchmark --quick --dataset cifar10 --data-dir README.md
+benchmark --dataset synthetic --limit 60 --batch-size 61
+benchmark --quick --dataset synthetic --augment-on device --workers 2
 """.strip().splitlines()
 
 
@@ -292,8 +298,8 @@ def bad_command_lines(lab: Lab, trainings: tuple[str, ...] = ("train", "find_lr"
 
     def trial(item: tuple[int, tuple[str, list[str]]]) -> str:
         number, (script, line) = item
-        makes_folders = script in ("train.py", "find_lr.py", "compare.py") and "--output-dir" not in line
-        out = ["--output-dir", lab.folder / f"bad-{number}"] if makes_folders else []
+        makes_folders = script in ("train.py", "find_lr.py", "compare.py", "benchmark.py")
+        out = ["--output-dir", lab.folder / f"bad-{number}"] if makes_folders and "--output-dir" not in line else []
         end = Script(lab, [f"scripts/{script}", *out, *line]).ended()
         if (lab.folder / f"bad-{number}").exists():
             return f"{script} {shlex.join(line)}: left a folder"
