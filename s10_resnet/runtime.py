@@ -132,7 +132,7 @@ def keep_freed_memory() -> None:
     """Has this process keep the memory it frees, where the C library is glibc.
 
     It would give every large block back to the kernel, and get it back a page at a time, each of them zeroed: some
-    350,000 page faults in a step of 512 images on a CPU. results/LOG.md has what that costs.
+    360,000 page faults in a step of 512 images on a CPU. results/LOG.md has what that costs.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
