@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from s10_resnet import engine, files, outputs, resumption, session, terminal
+from s10_resnet import engine, files, outputs, resumption, session, signals, terminal
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.trained import load_model
@@ -105,7 +105,11 @@ def carry_out(config: Config, folder: Path, train: Train, resume: Resume, known:
             seed = (config.seed + number) % SEEDS
             one = replace(config, runs=1, seed=seed, output_dir=folder, name=f"seed-{seed}")
             terminal.say(f"run {number + 1} of {config.runs}: seed {seed}")
-            rows.append(known.get(seed) or _row(one, *_finished(one, train, resume)))
+            try:
+                rows.append(known.get(seed) or _row(one, *_finished(one, train, resume)))
+            except signals.Stopped:
+                terminal.say(f"python scripts/train.py --resume {folder} goes on with all runs")
+                raise
             content = {
                 "config": config.to_json(),
                 "runs": rows,
@@ -136,19 +140,24 @@ def describe(values: Sequence[float]) -> dict[str, Any]:
 
 def _finished(config: Config, train: Train, resume: Resume) -> tuple[Path, dict[str, Any]]:
     """The folder and the summary of a run, which is trained as far as it is not."""
-    names = (config.name, outputs.substitute(config.name))
-    begun = next((config.output_dir / name for name in names if (config.output_dir / name).is_dir()), None)
+    begun = _folder(config)
     if begun and not any(begun.iterdir()):  # killed right after it was made
         begun.rmdir()
         begun = None
     if begun is None:
         summary = train(config)
-        return next(config.output_dir / name for name in names if (config.output_dir / name).is_dir()), summary
+        return _folder(config), summary
     if (begun / "summary.json").is_file():
         summary = outputs.read_json(begun / "summary.json")
         if isinstance(summary, dict) and summary.get("status") == "completed" and summary.keys() >= NEEDED:
             return begun, summary
     return begun, resume(begun, {name: getattr(config, name) for name in resumption.FREE})
+
+
+def _folder(config: Config) -> Path | None:
+    """The run's folder, whether or not the stand-in took the place of CIFAR-10."""
+    paths = (config.output_dir / name for name in (config.name, outputs.substitute(config.name)))
+    return next(filter(Path.is_dir, paths), None)
 
 
 def _is_row(value: Any) -> bool:

@@ -130,12 +130,14 @@ def test_what_is_printed(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("step", "seeds"), [(5, [5, 6, 7]), (8, [6, 7])])  # of six steps a run
-def test_runs_go_on_in_the_middle_of_one(tmp_path, trained, monkeypatch, step, seeds):
+def test_runs_go_on_in_the_middle_of_one(tmp_path, trained, monkeypatch, capsys, step, seeds):
     whole = recipe.train(repeated(tmp_path / "whole", epochs=2))
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, Totals, "add", step, signal.SIGTERM)
         with pytest.raises(Stopped):
             recipe.train(repeated(tmp_path, epochs=2))
+    out = capsys.readouterr().out
+    assert out.endswith(f"\npython scripts/train.py --resume {tmp_path / 'all'} goes on with all runs\n")
     done = json.loads((tmp_path / "all" / "runs.json").read_text())["runs"]
     assert [row["seed"] for row in done] == [5, 6, 7][: 3 - len(seeds)]
     trained.clear()
