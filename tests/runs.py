@@ -61,3 +61,13 @@ def at_call(monkeypatch, owner, name, call, signum=signal.SIGTERM):
 
 def content_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def note_batches(monkeypatch, owner, note):
+    """Calls ``note`` with the size of each batch that a module's ``train_steps`` takes a step with."""
+    steps = owner.train_steps
+
+    def noted(first, batches, *more):
+        return steps(first, (note(len(batch[1])) or batch for batch in batches), *more)
+
+    monkeypatch.setattr(owner, "train_steps", noted)

@@ -9,7 +9,7 @@ import torch
 from s10_resnet import batches, engine, model, session, stages, textbook_timer, timing
 from s10_resnet.errors import MachineError
 from s10_resnet.stages import Stage
-from tests.runs import small
+from tests.runs import note_batches, small
 
 
 @pytest.fixture
@@ -21,12 +21,8 @@ def run(small_parts, tmp_path):
 @pytest.fixture
 def log(monkeypatch):
     """What was done, in order: sizes of the package's steps, stages that the textbook script was asked for."""
-    done, steps = [], engine.train_steps
-
-    def noted(state, stream, criterion):
-        return steps(state, (done.append(len(batch[1])) or batch for batch in stream), criterion)
-
-    monkeypatch.setattr(engine, "train_steps", noted)
+    done = []
+    note_batches(monkeypatch, engine, done.append)
     return done
 
 

@@ -8,7 +8,7 @@ import pytest
 from s10_resnet import data, session, textbook, textbook_timer
 from s10_resnet.errors import MachineError
 from s10_resnet.textbook_timer import Asked
-from tests.runs import small
+from tests.runs import note_batches, small
 
 ASKED = Asked("synthetic", Path("nowhere"), 60, 25, 0, "cpu")
 
@@ -16,12 +16,8 @@ ASKED = Asked("synthetic", Path("nowhere"), 60, 25, 0, "cpu")
 @pytest.fixture
 def taken(small_parts, monkeypatch):
     """The sizes of the batches that steps are taken with."""
-    log, steps = [], textbook.train_steps
-
-    def noted(parts, stream, device):
-        return steps(parts, (log.append(len(batch[1])) or batch for batch in stream), device)
-
-    monkeypatch.setattr(textbook, "train_steps", noted)
+    log = []
+    note_batches(monkeypatch, textbook, log.append)
     return log
 
 
