@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,16 @@ def heeded() -> Iterator[None]:
         return
     before = {signum: signal.getsignal(signum) for signum in HEEDED}
     before = {signum: handler for signum, handler in before.items() if handler is not signal.SIG_IGN}
+    report = sys.unraisablehook
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python drops what is raised in a finaliser, and says so at length: the next step's end obeys the signal.
+        if not isinstance(unraisable.exc_value, Stopped):
+            report(unraisable)
+
     try:
         _heeding = True
+        sys.unraisablehook = report_others
         for signum in before:
             signal.signal(signum, _receive)
         yield
@@ -52,6 +61,7 @@ def heeded() -> Iterator[None]:
             if signal.getsignal(signum) is _receive:
                 signal.signal(signum, handler)
         _received.clear()
+        sys.unraisablehook = report
         _heeding = False
 
 

@@ -281,3 +281,31 @@ def test_a_process_can_ignore_them(signum):
 @BOTH
 def test_without_either_it_hears_them_too(signum):
     assert group(signum, "heeded", "obey") == [f"stopped by {signum}", "child: 1", "mask: True"]
+
+
+@BOTH
+def test_a_signal_that_python_drops_in_a_finaliser_is_obeyed_after_the_next_step_without_a_word(signum, monkeypatch):
+    reported, after = [], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(type(unraisable.exc_value)))
+
+    class Final:
+        def __init__(self, work):
+            self.work = work
+
+        def __del__(self):
+            self.work()
+
+    @heeded()
+    def block():
+        Final(lambda: send(signum))
+        Final(lambda: 1 / 0)
+        after.append("goes on")
+        with uninterrupted():
+            after.append("a step")
+        pytest.fail("it went on")
+
+    hook = sys.unraisablehook
+    assert caught(block) == (signum, False)
+    assert after == ["goes on", "a step"]
+    assert reported == [ZeroDivisionError]
+    assert sys.unraisablehook is hook
