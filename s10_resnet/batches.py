@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from s10_resnet import signals
 from s10_resnet.batched import BatchedTransform
 from s10_resnet.data import Split
-from s10_resnet.transforms import pad, seed_transform, train_transform, use_one_thread
+from s10_resnet.transforms import mirror, pad, seed_transform, train_transform, use_one_thread
+
+_ALTERNATING = 1  # sets the draws of the first orientations apart from all others of the seed
 
 
 class Plan(NamedTuple):
@@ -82,13 +84,21 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     The images are padded once and held as a tensor, which worker processes share instead of copying, whichever way
     they are started.
+
+    Args:
+        split: Images and labels.
+        crop_padding: Pixels of reflection around an image before the random crop; 0 for no crop.
+        flip: ``random`` mirrors half of the images; ``alternating`` mirrors every image in every second epoch, half of
+            them in the first (Keller Jordan 2024, https://arxiv.org/abs/2404.00498); ``none`` mirrors none.
+        **steps: What else `train_transform` takes.
     """
 
-    def __init__(self, split: Split, *, crop_padding: int, flip: bool, cutout: int) -> None:
+    def __init__(self, split: Split, *, crop_padding: int, flip: str, **steps: float) -> None:
         self.size = split.images.shape[1]
+        self.alternating = flip == "alternating"
         self.images = torch.from_numpy(pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
         self.labels = torch.from_numpy(split.labels)
-        self.transform = train_transform(crop=crop_padding > 0, flip=flip, cutout=cutout, size=self.size)
+        self.transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=self.size, **steps)
 
     def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
         seed_transform(self.transform, *plan.key)
@@ -96,6 +106,9 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         batch = np.empty((len(plan.samples), self.size, self.size, 3), np.uint8)
         for row, sample in enumerate(plan.samples):
             batch[row] = self.transform(image=padded[sample])["image"]
+        if self.alternating:
+            mirrored = _mirrored(plan, len(padded))
+            batch[mirrored] = mirror(batch[mirrored])
         images = torch.from_numpy(batch)
         if get_worker_info() is not None:
             images.share_memory_()  # on its way it would be anyway, but by a thread whose failure nobody hears of
@@ -109,8 +122,9 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         ValueError: For a transform that `s10_resnet.batched` does not do.
     """
 
-    def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: bool, cutout: int) -> None:
-        transform = train_transform(crop=crop_padding > 0, flip=flip, cutout=cutout, size=split.images.shape[1])
+    def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, **steps: float) -> None:
+        transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=split.images.shape[1], **steps)
+        self.alternating = flip == "alternating"
         self.images = torch.from_numpy(pad(split.images, crop_padding)).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.transform = BatchedTransform(transform, self.images.shape[1:])
@@ -120,7 +134,18 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         samples, draws = (
             part.to(self.images.device, non_blocking=True) for part in (torch.from_numpy(plan.samples), draws)
         )
-        return self.transform.apply(self.images, draws, samples), self.labels[samples]
+        images = self.transform.apply(self.images, draws, samples)
+        if self.alternating:
+            mirrored = torch.from_numpy(_mirrored(plan, len(self.images))).to(images.device, non_blocking=True)
+            images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
+        return images, self.labels[samples]
+
+
+def _mirrored(plan: Plan, images: int) -> np.ndarray:
+    """Which images of a batch an alternating flip mirrors, bool ``[B]``: a function of seed, image and epoch alone."""
+    seed, epoch, _, _ = plan.key
+    first = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ALTERNATING,))).random(images) < 0.5
+    return first[plan.samples] ^ bool(epoch % 2)
 
 
 def train_loader(

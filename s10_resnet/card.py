@@ -23,6 +23,13 @@ DATA = {
 }
 
 
+FLIPS = {
+    "random": "mirror image of half of the images",
+    "alternating": "mirror image of every image in every second epoch",
+    "none": "",
+}
+
+
 def write(path: Path, summary: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Writes a Markdown file with the metadata that the Hugging Face Hub reads at its head.
 
@@ -45,8 +52,14 @@ def text(name: str, summary: Mapping[str, Any], config: Mapping[str, Any], class
     betas = " and ".join(map(str, config["optimizer_betas"]))
     augmentation = [
         f"random crop after {config['crop_padding']} pixels of reflection" if config["crop_padding"] else "",
-        "mirror image of half of the images" if config["flip"] else "",
+        FLIPS[config["flip"]],
+        f"rotation by up to {config['rotation']:g} degrees" if config["rotation"] else "",
+        f"brightness, contrast and saturation by up to {config['color_jitter']:.0%}" if config["color_jitter"] else "",
         f"cutout of {config['cutout']} x {config['cutout']} pixels" if config["cutout"] else "",
+    ]
+    initialisation = [
+        "convolutions that pass their input on (Dirac)" if config["dirac_init"] else "",
+        "a first convolution that whitens" if config["whitening_init"] else "",
     ]
     recipe = {
         "epochs": f"{summary['epochs']} of {config['epochs']}",
@@ -56,6 +69,7 @@ def text(name: str, summary: Mapping[str, Any], config: Mapping[str, Any], class
         "learning rate": f"one cycle ({config['anneal']}), peak {summary['max_lr']:.4g} at {config['pct_start']:.0%}",
         "loss": f"cross entropy, label smoothing {config['label_smoothing']}",
         "augmentation": ", ".join(filter(None, augmentation)) or "none",
+        "initial weights": " and ".join(filter(None, initialisation)) or "PyTorch's own",
         "moving average of the weights": config["ema_decay"] or "no",
         "number format": summary["precision"],
         "seed": summary["seed"],

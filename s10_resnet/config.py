@@ -45,6 +45,15 @@ class Config(Settings):
         0.1, "share of the target spread over all classes", "a number of at least 0 and below 1", lambda v: 0 <= v < 1
     )
     optimizer_betas: tuple[float, float] = knobs.betas((0.9, 0.99), "Adam's two decay rates")
+    peak_beta1: float = knobs.number(
+        0.0,
+        "Adam's first decay rate at the peak learning rate, to which it falls and from which it rises; 0: it stays",
+        "a number of at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+    )
+    bias_lr_factor: float = knobs.number(
+        1.0, "learning rate of BatchNorm's biases over that of all else", "a number above 0", lambda v: v > 0
+    )
     pct_start: float = knobs.number(
         0.2, "share of the steps before the peak learning rate", "a number from 0 to 1", lambda v: 0 <= v <= 1
     )
@@ -56,11 +65,34 @@ class Config(Settings):
         1e4, "first learning rate over the last one", "a number of at least 1", lambda v: v >= 1
     )
     logit_scale: float = knobs.number(0.125, "constant factor on the logits", "a number above 0", lambda v: v > 0)
+    norm_momentum: float = knobs.number(
+        0.1,
+        "share of a batch in the running statistics of BatchNorm",
+        "a number above 0 and at most 1",
+        lambda v: 0 < v <= 1,
+    )
+    dirac_init: bool = knobs.switch(False, "let every convolution but the first begin by passing its input on")
+    whitening_init: bool = knobs.switch(False, "let the first convolution begin by whitening the patches it sees")
     crop_padding: int = knobs.whole(
         4, "pixels of reflection around an image before the random crop; 0: no crop", low=0, high=16
     )
-    flip: bool = knobs.switch(True, "mirror half of the images")
+    flip: str = knobs.choice(
+        "random",
+        "mirror half of the images, or every image in every second epoch, or none",
+        "random",
+        "alternating",
+        "none",
+    )
     cutout: int = knobs.whole(8, "side of the square filled with the mean pixel; 0: no cutout", low=0, high=32)
+    cutout_probability: float = knobs.number(
+        1.0, "share of the images that get one", "a number from 0 to 1", lambda v: 0 <= v <= 1
+    )
+    rotation: float = knobs.number(
+        0.0, "largest rotation in degrees, either way", "a number from 0 to 180", lambda v: 0 <= v <= 180
+    )
+    color_jitter: float = knobs.number(
+        0.0, "largest change of brightness, contrast and saturation", "a number from 0 to 1", lambda v: 0 <= v <= 1
+    )
     augment_on: str = knobs.choice(
         "cpu",
         "where images are augmented: on the CPU by Albumentations, or a batch at a time on the device that trains",

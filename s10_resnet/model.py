@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Residual(nn.Module):
         return x + self.block(x)
 
 
-def conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+def conv_block(in_channels: int, out_channels: int, *, pool: bool = False, norm_momentum: float) -> nn.Sequential:
     """3x3 convolution, 2x2 max-pool if asked for, BatchNorm, ReLU.
 
     The pool stands before BatchNorm, as in the assignment this network comes from; David Page's original has it last.
@@ -50,7 +51,7 @@ def conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn
         OrderedDict(
             conv=nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
             pool=nn.MaxPool2d(2) if pool else nn.Identity(),
-            norm=nn.BatchNorm2d(out_channels),
+            norm=nn.BatchNorm2d(out_channels, momentum=norm_momentum),
             relu=nn.ReLU(inplace=True),
         )
     )
@@ -64,18 +65,16 @@ class ResNet9(nn.Module):
     Args:
         classes: Number of logits.
         logit_scale: Constant factor on the logits; below 1 it softens the cross entropy (0.125 in Page's networks).
+        norm_momentum: Share of a batch's statistics in BatchNorm's running ones.
     """
 
-    def __init__(self, classes: int = 10, logit_scale: float = 0.125) -> None:
+    def __init__(self, classes: int = 10, logit_scale: float = 0.125, norm_momentum: float = 0.1) -> None:
         super().__init__()
-        self.prep = conv_block(3, 64)
-        self.layer1 = nn.Sequential(
-            conv_block(64, 128, pool=True), Residual(conv_block(128, 128), conv_block(128, 128))
-        )
-        self.layer2 = conv_block(128, 256, pool=True)
-        self.layer3 = nn.Sequential(
-            conv_block(256, 512, pool=True), Residual(conv_block(512, 512), conv_block(512, 512))
-        )
+        block = partial(conv_block, norm_momentum=norm_momentum)
+        self.prep = block(3, 64)
+        self.layer1 = nn.Sequential(block(64, 128, pool=True), Residual(block(128, 128), block(128, 128)))
+        self.layer2 = block(128, 256, pool=True)
+        self.layer3 = nn.Sequential(block(256, 512, pool=True), Residual(block(512, 512), block(512, 512)))
         self.pool = nn.MaxPool2d(4)
         self.linear = nn.Linear(512, classes, bias=False)
         self.logit_scale = logit_scale
@@ -90,7 +89,12 @@ class ResNet9(nn.Module):
 
 
 def build_network(
-    mean: Sequence[float], std: Sequence[float], *, classes: int = 10, logit_scale: float = 0.125
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    classes: int = 10,
+    logit_scale: float = 0.125,
+    norm_momentum: float = 0.1,
 ) -> nn.Sequential:
     """The trained unit: pixels in, logits out.
 
@@ -99,11 +103,12 @@ def build_network(
         std: Channel standard deviations as fractions of 1.
         classes: Number of logits.
         logit_scale: See `ResNet9`.
+        norm_momentum: See `ResNet9`.
 
     Returns:
         A module from uint8 ``[B, 32, 32, 3]`` to logits ``[B, classes]``, its weights in channels-last memory.
     """
-    layers = OrderedDict(normalize=Normalize(mean, std), resnet=ResNet9(classes, logit_scale))
+    layers = OrderedDict(normalize=Normalize(mean, std), resnet=ResNet9(classes, logit_scale, norm_momentum))
     return nn.Sequential(layers).to(memory_format=torch.channels_last)
 
 

@@ -11,13 +11,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from s10_resnet import data, events, model, optim, outputs, runtime
+from s10_resnet import data, events, initialisation, model, optim, outputs, runtime
 from s10_resnet.batches import AugmentedBatches, DeviceBatches, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
+from s10_resnet.settings import flag
 from s10_resnet.state import TrainingState
 from s10_resnet.transforms import MEAN, STD
+
+WHITENED = 2000  # images that the first convolution is made for: 1.8 million patches
+ONLY_ON_CPU = ("rotation", "color_jitter")
 
 
 class Session(NamedTuple):
@@ -79,6 +83,9 @@ def begin(config: Config) -> Session:
     on_device = config.augment_on == "device"
     if on_device and config.workers not in ("auto", 0):
         raise InputError(f"--workers {config.workers}: must be auto or 0 with --augment-on device, which needs none")
+    for name in ONLY_ON_CPU:
+        if on_device and getattr(config, name):
+            raise InputError(f"{flag(name)} {getattr(config, name)}: must be 0 with --augment-on device")
     workers = config.workers
     if workers == "auto":
         workers = 0 if on_device else runtime.default_workers(run.device)
@@ -108,16 +115,32 @@ def begin(config: Config) -> Session:
 
 def network(session: Session) -> nn.Module:
     """The network with the seed's weights, on the device."""
-    torch.manual_seed(session.config.seed)
-    classes = len(session.train.classes)
-    built = model.build_network(MEAN, STD, classes=classes, logit_scale=session.config.logit_scale)
+    config, images = session.config, session.train.images
+    torch.manual_seed(config.seed)
+    built = model.build_network(
+        MEAN,
+        STD,
+        classes=len(session.train.classes),
+        logit_scale=config.logit_scale,
+        norm_momentum=config.norm_momentum,
+    )
+    if config.dirac_init:
+        initialisation.dirac(built)
+    if config.whitening_init:
+        initialisation.whiten(built, built.normalize(torch.from_numpy(images[:WHITENED])))
     return built.to(session.runtime.device)
 
 
 def optimizer(session: Session, network: nn.Module, lr: float) -> torch.optim.Adam:
     """Adam for the network's parameters."""
     config = session.config
-    return optim.adam(network, lr=lr, betas=config.optimizer_betas, weight_decay=config.weight_decay)
+    return optim.adam(
+        network,
+        lr=lr,
+        betas=config.optimizer_betas,
+        weight_decay=config.weight_decay,
+        bias_lr_factor=config.bias_lr_factor,
+    )
 
 
 def criterion(session: Session) -> nn.Module:
@@ -135,6 +158,7 @@ def schedule(session: Session, max_lr: float) -> dict[str, float | int | str]:
         "anneal": config.anneal,
         "div_factor": config.div_factor,
         "final_div_factor": config.final_div_factor,
+        "peak_beta1": config.peak_beta1,
     }
 
 
@@ -155,7 +179,8 @@ def training_state(session: Session, max_lr: float) -> TrainingState:
 def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
     """The augmented batches of ``epochs`` epochs from ``first_step`` on, or this process's part of them."""
     config, run = session.config, session.runtime
-    augmentation = {"crop_padding": config.crop_padding, "flip": config.flip, "cutout": config.cutout}
+    names = ("crop_padding", "flip", "cutout", "cutout_probability", "rotation", "color_jitter")
+    augmentation = {name: getattr(config, name) for name in names}
     on_device = config.augment_on == "device"
     batches = (
         DeviceBatches(session.train, run.device, **augmentation)

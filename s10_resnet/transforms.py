@@ -18,8 +18,19 @@ import cv2
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
+_MIRROR = A.HorizontalFlip(p=1.0)
 
-def train_transform(*, crop: bool, flip: bool, cutout: int, size: int = 32) -> A.Compose:
+
+def train_transform(
+    *,
+    crop: bool,
+    flip: bool,
+    cutout: int,
+    cutout_probability: float = 1.0,
+    rotation: float = 0.0,
+    color_jitter: float = 0.0,
+    size: int = 32,
+) -> A.Compose:
     """What a training image goes through, uint8 to uint8; normalising is the network's first layer.
 
     Args:
@@ -27,21 +38,35 @@ def train_transform(*, crop: bool, flip: bool, cutout: int, size: int = 32) -> A
         flip: Mirror half of the images.
         cutout: Side in pixels of one square filled with the mean pixel; 0 for none
             (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
+        cutout_probability: Share of the images that get it.
+        rotation: Largest angle in degrees, either way, with mirrored borders; 0 for none.
+        color_jitter: Largest change of brightness, contrast and saturation, as a fraction of 1; 0 for none.
         size: Side of an image in pixels.
 
     Returns:
         A transform of single uint8 images ``[H, W, 3]``. Its draws follow `seed_transform`.
     """
     steps: list[A.BasicTransform] = []
+    if rotation:  # while there is a border to turn in
+        steps.append(A.Rotate(limit=(-rotation, rotation), border_mode=cv2.BORDER_REFLECT_101, p=1.0))
     if crop:
         steps.append(A.RandomCrop(size, size))
+    if color_jitter:
+        factors = (1 - color_jitter, 1 + color_jitter)
+        steps.append(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0))
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     if cutout:
         side = (cutout, cutout)
         fill = tuple(round(255 * mean) for mean in MEAN)
         steps.append(
-            A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill=fill, p=1.0)
+            A.CoarseDropout(
+                num_holes_range=(1, 1),
+                hole_height_range=side,
+                hole_width_range=side,
+                fill=fill,
+                p=cutout_probability,
+            )
         )
     return A.Compose(steps, seed=None)
 
@@ -55,6 +80,11 @@ def seed_transform(transform: A.Compose, *key: int) -> None:
     transform.set_random_state(
         np.random.default_rng(numpy_key), random.Random(int(python_key.generate_state(1, np.uint64)[0]))
     )
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Left and right exchanged, uint8 ``[N, H, W, 3]``."""
+    return _MIRROR(images=images)["images"] if len(images) else images
 
 
 def pad(images: np.ndarray, pixels: int) -> np.ndarray:

@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from s10_resnet.batches import AugmentedBatches, DeviceBatches, Plan, Plans, run
 from s10_resnet.data import Split
 from s10_resnet.transforms import MEAN, pad
 
-OFF = {"crop_padding": 0, "flip": False, "cutout": 0}
-ALL = {"crop_padding": 4, "flip": True, "cutout": 8}
+OFF = {"crop_padding": 0, "flip": "none", "cutout": 0}
+ALL = {"crop_padding": 4, "flip": "random", "cutout": 8}
 
 
 def batches_of(split, workers, epochs=2, batch_size=16, seed=3, **augmentation):
@@ -75,6 +76,57 @@ def test_a_device_augments_as_the_declared_transform_may(split):
     fill = np.array([round(255 * mean) for mean in MEAN])
     places = {tuple(np.argwhere((image.numpy() == fill).all(-1)).min(0)) for image in holed}
     assert {(0, 0), (24, 24), (24, 0), (0, 24)} <= places
+
+
+def orientations(split, seed, epoch, make):
+    """Which images of a data set come mirrored in an epoch: nothing else is done to them, so every pixel tells."""
+    plan = Plan((seed, epoch, 0, 0), np.random.default_rng(epoch).permutation(len(split.labels)))
+    images, labels = make(split, crop_padding=0, flip="alternating", cutout=0)[plan]
+    assert labels.tolist() == split.labels[plan.samples].tolist()
+    originals = split.images[plan.samples]
+    turned = (images.numpy() == originals[:, :, ::-1]).all((1, 2, 3))
+    assert (turned ^ (images.numpy() == originals).all((1, 2, 3))).all()
+    result = np.empty_like(turned)
+    result[plan.samples] = turned
+    return result
+
+
+def on_device(split, **augmentation):
+    return DeviceBatches(split, torch.device("cpu"), **augmentation)
+
+
+@pytest.mark.parametrize("make", [AugmentedBatches, on_device])
+def test_an_alternating_flip_shows_both_sides_in_any_two_epochs(split, make):
+    epochs = [orientations(split, 3, epoch, make) for epoch in range(4)]
+    for one, next_one in pairwise(epochs):
+        np.testing.assert_array_equal(one, ~next_one)
+    assert 10 < epochs[0].sum() < 40  # of 50
+    assert not np.array_equal(epochs[0], orientations(split, 4, 0, make))
+
+
+def test_an_alternating_flip_is_the_same_wherever_it_is_done(split):
+    for epoch in range(2):
+        one, other = (orientations(split, 3, epoch, make) for make in (AugmentedBatches, on_device))
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("make", [AugmentedBatches, on_device])
+def test_an_alternating_flip_comes_on_top_of_crop_and_cutout(make):
+    y, x = np.mgrid[:32, :32].astype(np.uint8)
+    one = Split(np.stack([y, x, y], axis=-1)[None], np.zeros(1, np.int64), ("one",))
+    batches, samples = make(one, crop_padding=4, flip="alternating", cutout=8), np.zeros(300, np.int64)
+    images = [batches[Plan((0, epoch, 0, 0), samples)][0].numpy().astype(int) for epoch in range(2)]
+    steps = [np.median(np.diff(batch[..., 1], axis=2), axis=(1, 2)) for batch in images]  # columns rise, or fall
+    assert sorted(np.unique(step).tolist() for step in steps) == [[-1.0], [1.0]]
+    assert len({image.tobytes() for image in images[0]}) > 290
+
+
+@pytest.mark.parametrize("flip", ["random", "none"])
+def test_the_other_flips_are_left_to_the_transform(split, flip):
+    batches = AugmentedBatches(split, crop_padding=0, flip=flip, cutout=0)
+    names = [type(step).__name__ for step in batches.transform.transforms]
+    assert names == (["HorizontalFlip"] if flip == "random" else [])
+    assert not batches.alternating
 
 
 @pytest.mark.parametrize("first_step", range(13))

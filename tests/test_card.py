@@ -68,7 +68,7 @@ def test_held_out_figures_are_called_so(real):
 def test_a_stand_in_and_an_interrupted_training_are_named(real):
     summary, config = real
     summary |= {"dataset": "synthetic", "status": "interrupted", "epochs": 3}
-    text = card.text("run", summary, {**config, "flip": False, "crop_padding": 0, "cutout": 0}, CLASSES)
+    text = card.text("run", summary, {**config, "flip": "none", "crop_padding": 0, "cutout": 0}, CLASSES)
     assert "**These weights know nothing of photographs.**" in text
     assert "**This training was interrupted before its end.**" in text
     assert (rows(text)["epochs"], rows(text)["augmentation"]) == ("3 of 24", "none")

@@ -87,8 +87,8 @@ def test_help_shows_an_example_that_is_none_of_bad_input(name, capsys):
 
 def test_a_run_goes_on_with_the_flags_that_were_given(calls, tmp_path):
     assert run("--resume", str(tmp_path)) == 0
-    assert run("--workers", "2", "--resume", str(tmp_path), "--flip") == 0
-    assert calls == [("resume", tmp_path, {}), ("resume", tmp_path, {"workers": 2, "flip": True})]
+    assert run("--workers", "2", "--resume", str(tmp_path), "--deterministic") == 0
+    assert calls == [("resume", tmp_path, {}), ("resume", tmp_path, {"workers": 2, "deterministic": True})]
 
 
 def test_only_a_training_goes_on(calls, tmp_path, capsys):
@@ -115,7 +115,7 @@ def test_a_bad_command_line_starts_nothing(calls, capsys, argv):
     assert calls == []
 
 
-@pytest.mark.parametrize("flag", ["--epochs", "--name", "--dataset", "--resume", "--stray", "--flip"])
+@pytest.mark.parametrize("flag", ["--epochs", "--name", "--dataset", "--resume", "--stray", "--deterministic"])
 def test_what_was_typed_makes_no_second_line(calls, capsys, flag):
     for text in ("two\nlines", "two\rlines", "\n"):
         assert run(flag, text) == 2

@@ -115,7 +115,7 @@ def test_figures_of_runs_that_differ_in_the_seed_alone(tmp_path):
 
 def test_what_it_prints_and_leaves(tmp_path, capsys, pictures):
     runs = [write(tmp_path / f"run-{seed}", (0.5, accuracy), seed=seed) for seed, accuracy in enumerate((0.7, 0.8))]
-    other = write(tmp_path / "other", (0.25,), flip=False, optimizer_betas=(0.8, 0.9), limit=500)
+    other = write(tmp_path / "other", (0.25,), dirac_init=True, optimizer_betas=(0.8, 0.9), limit=500)
     content = compared(tmp_path, *runs, other)
     out, err = capsys.readouterr()
     folder = tmp_path / "out" / "result"
@@ -128,7 +128,7 @@ def test_what_it_prints_and_leaves(tmp_path, capsys, pictures):
         [],
         ["setting", "run", "other"],
         ["--optimizer-betas", "0.9 0.99", "0.8 0.9"],
-        ["--flip", "yes", "no"],
+        ["--dirac-init", "no", "yes"],
         ["--limit", "0", "500"],
         [],
     ]
@@ -167,12 +167,12 @@ def test_without_a_difference_it_says_so(tmp_path, capsys):
 
 def test_numbers_are_equal_however_they_are_written_and_no_switches(tmp_path):
     runs = [write(tmp_path / name, seed=i) for i, name in enumerate("abc")]
-    for run, weight_decay, flip in zip(runs, (1, 1.0, 1), (True, True, 1), strict=True):
+    for run, weight_decay, switch in zip(runs, (1, 1.0, 1), (True, True, 1), strict=True):
         content = json.loads((run / "config.json").read_text())
-        (run / "config.json").write_text(json.dumps({**content, "weight_decay": weight_decay, "flip": flip}))
+        (run / "config.json").write_text(json.dumps({**content, "weight_decay": weight_decay, "dirac_init": switch}))
     content = compared(tmp_path, *runs)
     assert labels(content) == [("a and 1 more", 2), ("c", 1)]
-    assert list(content["differing_settings"]) == ["flip"]
+    assert list(content["differing_settings"]) == ["dirac_init"]
 
 
 # Which runs

@@ -23,14 +23,22 @@ FIELDS = {
     "ema_decay": st.floats(0, 1, exclude_max=True),
     "label_smoothing": st.floats(0, 1, exclude_max=True),
     "optimizer_betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+    "peak_beta1": st.floats(0, 1, exclude_max=True),
+    "bias_lr_factor": POSITIVE,
     "pct_start": st.floats(0, 1),
     "anneal": st.sampled_from(["linear", "cos"]),
     "div_factor": st.floats(1, 1e300),
     "final_div_factor": st.floats(1, 1e300),
     "logit_scale": POSITIVE,
+    "norm_momentum": st.floats(0, 1, exclude_min=True),
+    "dirac_init": st.booleans(),
+    "whitening_init": st.booleans(),
     "crop_padding": st.integers(0, 16),
-    "flip": st.booleans(),
+    "flip": st.sampled_from(["random", "alternating", "none"]),
     "cutout": st.integers(0, 32),
+    "cutout_probability": st.floats(0, 1),
+    "rotation": st.floats(0, 180),
+    "color_jitter": st.floats(0, 1),
     "augment_on": st.sampled_from(["cpu", "device"]),
     "seed": st.integers(0, 2**32 - 1),
     "runs": st.integers(1, 10_000),
@@ -58,7 +66,7 @@ def test_every_field_is_drawn():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 0), ("epochs", 2.0), ("epochs", True), ("max_lr", "5e-3"), ("flip", 1)]
+    ("field", "value"), [("epochs", 0), ("epochs", 2.0), ("epochs", True), ("max_lr", "5e-3"), ("dirac_init", 1)]
 )
 def test_python_callers_are_checked_too(field, value):
     with pytest.raises(InputError, match=rf"^--{field.replace('_', '-')} {value}: must be "):
@@ -143,8 +151,9 @@ def test_settings_of_another_version_are_told_from_ours():
         ("optimizer_betas", {"0": 0.9, "1": 0.99}),
         ("anneal", ["linear"]),
         ("anneal", "LINEAR"),
-        ("flip", 1),
-        ("flip", "true"),
+        ("flip", True),
+        ("dirac_init", 1),
+        ("dirac_init", "true"),
         ("data_dir", 3),
         ("data_dir", ["data"]),
         ("data_dir", "a\0b"),

@@ -267,7 +267,7 @@ def test_the_network_learns(cpu):
     run = runtime.start("cpu", "auto")
     model = build_network(MEAN, STD)
     plans = Plans(len(train.labels), batch_size=32, epochs=2, seed=0)
-    batches = AugmentedBatches(train, crop_padding=4, flip=True, cutout=8)
+    batches = AugmentedBatches(train, crop_padding=4, flip="random", cutout=8)
     optimizer = optim.adam(model, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.3)
     scheduler = optim.one_cycle(optimizer, max_lr=2e-3, total_steps=len(plans), **SCHEDULE)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)

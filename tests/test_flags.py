@@ -88,15 +88,16 @@ def test_a_malformed_command_line_is_one_line(argv):
 
 def test_every_kind_of_flag_is_read():
     line = (
-        "--epochs 3 --max-lr auto --optimizer-betas 0.8 0.95 --no-flip --workers 2 --data-dir /some/where "
-        "--weight-decay 0 --anneal cos --name a-run --limit 0 --val-size 100"
+        "--epochs 3 --max-lr auto --optimizer-betas 0.8 0.95 --flip none --dirac-init --no-deterministic --workers 2 "
+        "--data-dir /some/where --weight-decay 0 --anneal cos --name a-run --limit 0 --val-size 100"
     )
     config = Config(**flags.read(Config, shlex.split(line)))
     assert config == Config(
         epochs=3,
         max_lr="auto",
         optimizer_betas=(0.8, 0.95),
-        flip=False,
+        flip="none",
+        dirac_init=True,
         workers=2,
         data_dir=Path("/some/where"),
         weight_decay=0.0,
@@ -110,7 +111,8 @@ def test_the_flags_lead_back_to_the_config():
     config = Config(
         epochs=5,
         max_lr=0.002,
-        flip=False,
+        flip="none",
+        dirac_init=True,
         optimizer_betas=(0.85, 0.999),
         data_dir=Path("a folder/with 'quotes'"),
         limit=10,
@@ -174,7 +176,8 @@ def test_help_says_what_is_needed_and_what_belongs_together(capsys):
 
 def test_only_what_was_given_is_read():
     assert flags.read(Config, []) == {}
-    assert flags.read(Config, ["--epochs", "24", "--flip"]) == {"epochs": 24, "flip": True}  # the defaults, but given
+    given = flags.read(Config, ["--epochs", "24", "--no-tensorboard"])
+    assert given == {"epochs": 24, "tensorboard": False}  # the defaults, but given
 
 
 def test_a_run_to_resume_is_there(tmp_path):

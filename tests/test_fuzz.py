@@ -26,7 +26,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 NAMES = [field.name for field in dataclasses.fields(Config)]
-FLAGS = [f"--{name.replace('_', '-')}" for name in (*NAMES, "no_flip", "no_deterministic", "resume", "help")]
+FLAGS = [f"--{name.replace('_', '-')}" for name in (*NAMES, "no_dirac_init", "no_deterministic", "resume", "help")]
 TYPED = TEXT | st.sampled_from(["3", "0.5", "auto", "-1", "1e999", "--", "-", "=", "", "a\0b", "\udcff", "9" * 5000])
 WORDS = (
     TYPED.map(lambda text: [text])

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,6 +44,41 @@ def test_only_weights_of_more_than_one_dimension_decay():
         "3.weight": 0.3,
         "3.bias": 0.0,
     }
+
+
+@pytest.mark.parametrize("anneal", ["linear", "cos"])
+def test_biases_of_batchnorm_learn_faster_under_any_schedule(anneal):
+    network = small_network()
+    reference = copy.deepcopy(network)
+    schedule = {**SCHEDULE, "anneal": anneal, "final_div_factor": 1e4}
+    optimizer = optim.adam(network, lr=1.0, betas=(0.9, 0.99), weight_decay=0.3, bias_lr_factor=4.0)
+    scheduler = optim.one_cycle(optimizer, **schedule)
+    factors = {"1.bias": 4}
+    parameters = dict(reference.named_parameters())
+    theirs = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": 0.3 if p.ndim > 1 else 0.0} for p in parameters.values()], betas=(0.9, 0.99)
+    )
+    x = torch.randn(8, 3, 4, 4)
+    for lr in optim.planned_lrs(**schedule)[:15]:
+        for name, group in zip(parameters, theirs.param_groups, strict=True):
+            group["lr"] = factors.get(name, 1) * lr
+        for model, one in ((network, optimizer), (reference, theirs)):
+            one.zero_grad()
+            model(x).square().sum().backward()
+            one.step()
+        scheduler.step()
+    for mine, other in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_range_test_keeps_the_ratio_too():
+    network = small_network()
+    optimizer = optim.adam(network, lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0, bias_lr_factor=3.0)
+    for lr in (1e-5, 1e-4, 1.0):
+        for group in optimizer.param_groups:  # as torch_lr_finder does
+            group["lr"] = lr
+        optimizer.step()
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, lr, 3 * lr]
 
 
 def test_frozen_parameters_are_left_out():
@@ -100,6 +136,24 @@ def test_short_schedules_work_where_torchs_own_divides_by_zero(total_steps, pct_
     lrs = optim.planned_lrs(**{**SCHEDULE, "total_steps": total_steps, "pct_start": pct_start}, final_div_factor=1e4)
     assert len(lrs) == total_steps
     assert all(0 < lr <= 0.1 * (1 + 1e-9) for lr in lrs)
+
+
+def test_the_first_beta_mirrors_the_learning_rate():
+    schedule = {**SCHEDULE, "final_div_factor": 1e4, "peak_beta1": 0.85}
+    optimizer = optim.adam(small_network(), lr=0.1, betas=(0.95, 0.99), weight_decay=0.0)
+    scheduler = optim.one_cycle(optimizer, **schedule)
+    lrs, betas = [], []
+    for _ in range(50):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        betas.append({group["betas"] for group in optimizer.param_groups})
+        optimizer.step()
+        if len(lrs) < 50:
+            scheduler.step()
+    assert lrs == pytest.approx(optim.planned_lrs(**schedule))
+    first, second = np.array([pair for (pair,) in betas]).T  # the same in all groups
+    assert set(second) == {0.99}
+    np.testing.assert_allclose(first[:10], np.linspace(0.95, 0.85, 10))
+    np.testing.assert_allclose(first[9:], np.linspace(0.85, 0.95, 41))
 
 
 def test_betas_are_not_cycled():

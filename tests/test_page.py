@@ -452,7 +452,7 @@ def test_a_network_without_mistakes(tmp_path):
 
 
 def test_settings_that_differ_are_marked(tmp_path):
-    config = Config(name="a-run", epochs=7, optimizer_betas=(0.8, 0.99), flip=False).to_json()
+    config = Config(name="a-run", epochs=7, optimizer_betas=(0.8, 0.99), dirac_init=True).to_json()
     del config["cutout"]  # another version's settings
     config["of_old"] = 3
     table = written(tmp_path, **given(epochs=2, config=config)).one("table", id="config")
@@ -460,7 +460,7 @@ def test_settings_that_differ_are_marked(tmp_path):
     assert marked == [
         ["epochs", "7 *", "24"],
         ["optimizer_betas", "0.8, 0.99 *", "0.9, 0.99"],
-        ["flip", "no *", "yes"],
+        ["dirac_init", "yes *", "no"],
         ["name", "a-run *", "\N{EN DASH}"],
     ]
     shown = {row[0]: row[1] for row in table.rows() if len(row) == 4}

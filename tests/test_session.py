@@ -18,6 +18,20 @@ def few_images(monkeypatch):
     return parts
 
 
+EVERY_KNOB = {
+    "peak_beta1": 0.85,
+    "optimizer_betas": (0.95, 0.99),
+    "bias_lr_factor": 4.0,
+    "norm_momentum": 0.3,
+    "dirac_init": True,
+    "whitening_init": True,
+    "flip": "alternating",
+    "cutout_probability": 0.25,
+    "rotation": 5.0,
+    "color_jitter": 0.1,
+}
+
+
 def begin(**settings):
     return session.begin(Config(**{"dataset": "synthetic", "device": "cpu", "batch_size": 25, **settings}))
 
@@ -137,8 +151,8 @@ def test_the_parts_follow_the_config():
     run = begin(limit=60, optimizer_betas=(0.8, 0.95), weight_decay=0.2, label_smoothing=0.3, crop_padding=0, cutout=0)
     network = session.network(run)
     optimizer = session.optimizer(run, network, lr=0.07)
-    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [(0.07, (0.8, 0.95))] * 2
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [(0.07, (0.8, 0.95))] * 3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0, 0.0]
     assert session.criterion(run).label_smoothing == 0.3
     loader = session.loader(run, epochs=2)
     assert len(loader) == 2 * run.steps_per_epoch == 6
@@ -148,6 +162,62 @@ def test_the_parts_follow_the_config():
     mirrored = {image[:, ::-1].tobytes() for image in run.train.images}
     assert pictures <= originals | mirrored  # of the augmentation, the flip alone is on
     assert pictures & mirrored
+
+
+def norms(network):
+    return [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
+def test_the_knobs_of_the_network_reach_it():
+    plain, set_up = (session.network(begin(limit=60, **knobs)).resnet for knobs in ({}, EVERY_KNOB))
+    assert {module.momentum for module in norms(plain)} == {0.1}
+    assert {module.momentum for module in norms(set_up)} == {0.3}
+    x = torch.randn(1, 64, 8, 8)
+    for network, passes in ((plain, False), (set_up, True)):
+        assert torch.allclose(network.layer1[0].conv(x)[:, :64], x, atol=1e-6) == passes
+    kernels = set_up.prep.conv.weight
+    assert torch.equal(kernels[:27], -kernels[27:54])
+    assert torch.equal(kernels[54:], plain.prep.conv.weight[54:])
+
+
+def test_the_first_convolution_whitens_what_it_sees():
+    run = begin(whitening_init=True)
+    network = session.network(run)
+    with torch.no_grad():
+        pixels = network.normalize(torch.from_numpy(run.train.images))
+        responses = torch.nn.functional.conv2d(pixels, network.resnet.prep.conv.weight[:8])
+    covariance = responses.transpose(0, 1).flatten(1).cov()
+    torch.testing.assert_close(covariance, torch.eye(8), atol=0.02, rtol=0)
+
+
+def test_the_knobs_of_the_optimizer_reach_it():
+    run = begin(limit=60, **EVERY_KNOB)
+    state = session.training_state(run, max_lr=0.1)
+    for _ in range(run.steps_per_epoch * run.config.epochs - 1):
+        state.optimizer.step()
+        state.scheduler.step()
+    state.optimizer.step()
+    group = state.optimizer.param_groups[2]
+    assert {id(parameter) for parameter in group["params"]} == {id(norm.bias) for norm in norms(state.model)}
+    assert group["lr"] == pytest.approx(4 * state.optimizer.param_groups[0]["lr"])
+    assert group["base_momentum"] == 0.85
+    assert group["betas"] == pytest.approx((0.95, 0.99))  # at the end, where it began
+
+
+def test_the_knobs_of_the_augmentation_reach_it():
+    batches = session.loader(begin(limit=60, **EVERY_KNOB), epochs=1).dataset
+    steps = batches.transform.transforms
+    assert [type(step).__name__ for step in steps] == ["Rotate", "RandomCrop", "ColorJitter", "CoarseDropout"]
+    assert (steps[0].limit, steps[2].brightness, steps[3].p) == ((-5.0, 5.0), (0.9, 1.1), 0.25)
+    assert batches.alternating
+    done_there = {**EVERY_KNOB, "rotation": 0, "color_jitter": 0, "augment_on": "device"}
+    assert session.loader(begin(limit=60, **done_there), epochs=1).dataset.alternating
+
+
+@pytest.mark.parametrize(("name", "flag"), [("rotation", "--rotation"), ("color_jitter", "--color-jitter")])
+def test_what_the_batch_executor_cannot_do_is_refused_at_once(name, flag):
+    with pytest.raises(InputError, match=rf"^{flag} 0\.5: must be 0 with --augment-on device$"):
+        begin(augment_on="device", **{name: 0.5})
 
 
 def test_weights_follow_the_seed_alone():

@@ -124,7 +124,7 @@ def test_a_moving_average_goes_on_too(tmp_path, monkeypatch, call):
     average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
     assert all(torch.equal(last[name], value) for name, value in average.items())
     assert not torch.equal(last["resnet.linear.weight"], state["model"]["resnet.linear.weight"])
-    network = small_network((0, 0, 0), (1, 1, 1), classes=10, logit_scale=0.125)
+    network = small_network((0, 0, 0), (1, 1, 1), classes=10)
     network.load_state_dict(last)
     _, test = data.load_synthetic()
     images, labels = torch.from_numpy(test.images[:12]), torch.from_numpy(test.labels[:12])

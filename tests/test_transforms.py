@@ -3,7 +3,7 @@ import cv2
 import numpy as np
 import pytest
 
-from s10_resnet.transforms import MEAN, STD, pad, seed_transform, train_transform
+from s10_resnet.transforms import MEAN, STD, mirror, pad, seed_transform, train_transform
 
 OFF = {"crop": False, "flip": False, "cutout": 0}
 MEAN_PIXEL = np.array([125, 123, 114], np.uint8)
@@ -79,6 +79,50 @@ def test_cutout_is_one_whole_square_of_the_mean_pixel(side):
         assert (result[changed] == MEAN_PIXEL).all()
         places.add((rows[0], columns[0]))
     assert len(places) > 200
+
+
+def test_a_share_of_the_images_is_cut():
+    image = np.zeros((32, 32, 3), np.uint8)
+    cut = draws(train_transform(**{**OFF, "cutout": 8}, cutout_probability=0.25), image)
+    assert 0.15 < (cut != 0).any(axis=(1, 2, 3)).mean() < 0.35
+
+
+def test_rotations_reach_the_angle_on_both_sides_and_mirror_the_border():
+    edge = np.zeros((40, 40, 3), np.uint8)
+    edge[20:] = 200
+    turned = draws(train_transform(**OFF, rotation=10, size=40), edge)
+    heights = (turned[..., 0] > 100).sum(axis=1).astype(float)  # [count, columns]
+    slopes = np.polyfit(np.arange(20), heights[:, 10:30].T, 1)[0]
+    angles = np.degrees(np.arctan(slopes))
+    assert -10.5 < angles.min() < -8.5
+    assert 8.5 < angles.max() < 10.5
+    assert abs(angles.mean()) < 1.5
+    even = draws(train_transform(**OFF, rotation=10), np.full((40, 40, 3), 77, np.uint8))
+    assert (even == 77).all()  # nothing comes in from outside
+
+
+def test_color_jitter_stays_within_its_range():
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    seen = draws(train_transform(**OFF, color_jitter=0.2), grey)
+    assert (seen == seen[:, :1, :1, :1]).all()  # grey stays grey, and even
+    values = seen[:, 0, 0, 0].astype(int)  # of an even grey image only the brightness changes
+    assert 79 <= values.min() < 83
+    assert 117 < values.max() <= 121
+
+
+def test_color_jitter_changes_contrast_and_saturation_too():
+    halves = np.full((32, 32, 3), (150, 100, 100), np.uint8)
+    halves[16:] = (75, 50, 50)
+    seen = draws(train_transform(**OFF, color_jitter=0.2), halves).astype(float)
+    bright, dark = seen[:, 0, 0], seen[:, -1, 0]
+    assert (bright[:, 0] / dark[:, 0]).std() > 0.05  # brightness alone keeps the ratio of pixels
+    assert (bright[:, 0] / bright[:, 1]).std() > 0.02  # and that of channels
+
+
+def test_mirroring_exchanges_left_and_right(coordinates):
+    images = np.stack([coordinates, coordinates + 1])
+    np.testing.assert_array_equal(mirror(images), images[:, :, ::-1])
+    assert mirror(images[:0]).shape == (0, *coordinates.shape)
 
 
 def test_the_fill_is_the_mean_in_pixel_units():

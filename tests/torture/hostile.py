@@ -192,7 +192,8 @@ stray
 --epochs
 --epoch 3
 --no-epochs
---flip=yes
+--deterministic=yes
+--flip yes
 --optimizer-betas 0.9
 --optimizer-betas 0.9 0.99 0.999
 --max-lr fast

@@ -42,7 +42,7 @@ def draws(lab: Lab, workers: tuple[int, ...], epochs: int) -> Iterator[Row]:
     y, x = np.mgrid[:32, :32].astype(np.uint8)
     image = np.stack([y, x, y + x], axis=-1)
     split = Split(np.repeat(image[None], 320, axis=0), np.zeros(320, np.int64), synthetic.CLASSES)
-    augmented = AugmentedBatches(split, crop_padding=4, flip=True, cutout=8)
+    augmented = AugmentedBatches(split, crop_padding=4, flip="random", cutout=8)
     sequences = []
     for count in workers:
         loader = train_loader(augmented, Plans(320, 16, epochs, seed=lab.seed % 2**32), workers=count, pin_memory=False)
