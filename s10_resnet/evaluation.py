@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from s10_resnet import data, engine, metrics, outputs, pictures, plots, signals, terminal
 from s10_resnet.errors import InputError
 from s10_resnet.options import Evaluation
+from s10_resnet.runtime import Runtime
 from s10_resnet.trained import Trained, load_model
-from s10_resnet.views import Averaged
+from s10_resnet.views import VIEWS, Averaged
 
 
 @signals.heeded()
@@ -47,6 +49,19 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     _say(content, trained, what)
     _write(options, content, trained, what)
     return content
+
+
+def accuracies(network: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
+    """Accuracy with each kind of views, as fractions of 1, by ``accuracy_none``, ``accuracy_flip`` and so on.
+
+    Args:
+        network: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
+        images: uint8 ``[N, 32, 32, 3]``, on the network's device.
+        labels: int64 ``[N]``, there, too.
+        runtime: Device and number format.
+    """
+    predicted = {views: engine.predict(Averaged(network, views), images, runtime).argmax(1) for views in VIEWS}
+    return {f"accuracy_{views}": (of_views == labels).double().mean().item() for views, of_views in predicted.items()}
 
 
 def _labelled_images(options: Evaluation, trained: Trained) -> tuple[np.ndarray, torch.Tensor, list[str]]:

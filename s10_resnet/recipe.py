@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from s10_resnet import (
-    batches,
     files,
     flags,
-    lr_finder,
     outputs,
+    range_test,
     repetition,
-    report,
     resumption,
     session,
     signals,
@@ -27,6 +23,7 @@ from s10_resnet import (
 )
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, TrainingError
+from s10_resnet.lr_finder import Suggestion
 from s10_resnet.notes import CHECKPOINT, PREVIOUS
 from s10_resnet.session import Session
 
@@ -89,7 +86,7 @@ def resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @signals.heeded()
-def search_lr(config: Config) -> lr_finder.Suggestion:
+def search_lr(config: Config) -> Suggestion:
     """Runs the learning-rate range test and leaves its curve and suggestions in a new run folder.
 
     Raises:
@@ -100,7 +97,7 @@ def search_lr(config: Config) -> lr_finder.Suggestion:
     run = session.begin(config)
     if run.runtime.world_size > 1:
         raise InputError("a range test is for one process: start it without torchrun")
-    found = _find_lr(run, _make_folder(run, "find_lr"))
+    found = range_test.find(run, _make_folder(run, "find_lr"))
     if found.max_lr is None:
         raise TrainingError(found.reason)
     terminal.say(f"next: python scripts/train.py {flags.line(replace(config, max_lr=found.max_lr, name=''))}")
@@ -149,7 +146,7 @@ def _settings(folder: Path) -> Config:
 def _max_lr(run: Session, folder: Path) -> float:
     if run.config.max_lr != "auto":
         return run.config.max_lr
-    found = _find_lr(run.alone, folder)
+    found = range_test.find(run.alone, folder)
     if found.max_lr is None:
         raise TrainingError(f"--max-lr auto: {found.reason}")
     return found.max_lr
@@ -177,37 +174,3 @@ def _what(run: Session) -> str:
         f"{run.dataset}: {len(run.train.labels):,} training and {len(run.evaluation.labels):,} {run.split} images; "
         f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers"
     )
-
-
-def _find_lr(run: Session, folder: Path) -> lr_finder.Suggestion:
-    config, network = run.config, session.network(run)
-    with batches.running(session.loader(run, math.ceil(config.finder_steps / run.steps_per_epoch))) as stream:
-        curve = lr_finder.range_test(
-            network,
-            stream,
-            session.optimizer(run, network, lr=config.finder_start_lr),
-            session.criterion(run),
-            run.runtime,
-            start_lr=config.finder_start_lr,
-            end_lr=config.finder_end_lr,
-            steps=config.finder_steps,
-            watch=partial(terminal.bar, total=config.finder_steps, description="range test", unit="step"),
-        )
-    found = lr_finder.suggest(curve)
-    points = zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True)
-    rows = [{"lr": lr, "loss": loss, "smoothed_loss": smoothed} for lr, loss, smoothed in points]
-    outputs.write_rows(folder / "lr_finder.csv", rows)
-    content = {
-        "recommended_max_lr": found.max_lr,
-        "reason": found.reason,
-        "suggestions": found.suggestions,
-        "dataset": run.dataset,
-        "config": config.to_json(),
-        **run.environment,
-    }
-    outputs.write_json(folder / "lr_finder.json", content)
-    report.draw_range_test(folder, curve, found, run.note)
-    for name, lr in found.suggestions.items():
-        terminal.say(f"  {name:<12} {lr:.2e}{'  <- recommended' if name == found.recommended else ''}")
-    terminal.say(found.reason)
-    return found

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
-import numpy as np
 import torch
-from scipy import stats
 
-from s10_resnet import engine, files, outputs, resumption, session, signals, terminal
+from s10_resnet import files, outputs, resumption, session, signals, terminal
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
+from s10_resnet.evaluation import accuracies
+from s10_resnet.spread import describe
 from s10_resnet.trained import load_model
-from s10_resnet.views import VIEWS, Averaged
+from s10_resnet.views import VIEWS
 
 FILE = "runs.json"
-CONFIDENCE = 0.95
 SEEDS = 2**32
 NEEDED = {"precision", "dataset", "max_lr", "train_seconds", "device"}  # of a summary
 
@@ -96,7 +95,7 @@ def carry_out(config: Config, folder: Path, train: Train, resume: Resume, known:
 
     Returns:
         ``config``; ``runs``, a `Row` a run; ``statistics`` of the accuracies by the views they were measured with: see
-        `describe`; the environment.
+        `s10_resnet.spread.describe`; the environment.
     """
     rows: list[Row] = []
     content: dict[str, Any] = {}
@@ -120,22 +119,6 @@ def carry_out(config: Config, folder: Path, train: Train, resume: Resume, known:
     _say(content)
     terminal.say(f"see {folder / FILE}; python scripts/compare.py {folder} draws the curves")
     return content
-
-
-def describe(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, and the 95 % confidence interval of the mean by Student's t.
-
-    Returns:
-        ``n``, ``mean``, ``std``, ``interval`` from low to high, and ``values``; of a single value the second and third
-        are None.
-    """
-    n, mean = len(values), float(np.mean(values))
-    std = float(np.std(values, ddof=1)) if n > 1 else None
-    interval = None
-    if std is not None:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / n**0.5
-        interval = [mean - half, mean + half]
-    return {"n": n, "mean": mean, "std": std, "interval": interval, "values": list(values)}
 
 
 def _finished(config: Config, train: Train, resume: Resume) -> tuple[Path, dict[str, Any]]:
@@ -167,20 +150,15 @@ def _is_row(value: Any) -> bool:
 def _row(config: Config, folder: Path, summary: dict[str, Any]) -> Row:
     trained = load_model(folder / "last.pt", config.device, summary["precision"])
     images, labels, _ = session.begin(config).evaluation
-    on_device = torch.from_numpy(images).to(trained.runtime.device)
-
-    def accuracy(views: str) -> float:
-        logits = engine.predict(Averaged(trained.network, views), on_device, trained.runtime)
-        return float((logits.argmax(1).cpu().numpy() == labels).mean())
-
+    device = trained.runtime.device
+    on_device = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    measured = accuracies(trained.network, *on_device, trained.runtime)
     return Row(
         seed=config.seed,
         folder=folder.name,
         dataset=summary["dataset"],
         split=trained.split,
-        accuracy_none=accuracy("none"),
-        accuracy_flip=accuracy("flip"),
-        accuracy_six=accuracy("six"),
+        **measured,
         max_lr=summary["max_lr"],
         train_seconds=summary["train_seconds"],
         device=summary["device"],

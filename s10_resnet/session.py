@@ -83,9 +83,6 @@ def begin(config: Config) -> Session:
     on_device = config.augment_on == "device"
     if on_device and config.workers not in ("auto", 0):
         raise InputError(f"--workers {config.workers}: must be auto or 0 with --augment-on device, which needs none")
-    for name in ONLY_ON_CPU:
-        if on_device and getattr(config, name):
-            raise InputError(f"{flag(name)} {getattr(config, name)}: must be 0 with --augment-on device")
     workers = config.workers
     if workers == "auto":
         workers = 0 if on_device else runtime.default_workers(run.device)
@@ -100,17 +97,28 @@ def begin(config: Config) -> Session:
         split = "val"
     if config.limit:
         train, evaluation = train.take(slice(config.limit)), evaluation.take(slice(config.limit // 5))
-    if config.batch_size > len(train.labels):
+    return with_recipe(Session(config, run, workers, dataset, train, evaluation, split), config)
+
+
+def with_recipe(session: Session, config: Config) -> Session:
+    """The same machine and images with other settings of training and augmentation.
+
+    Raises:
+        InputError: For settings that do not fit them.
+    """
+    images, processes = len(session.train.labels), session.runtime.world_size
+    for name in ONLY_ON_CPU:
+        if config.augment_on == "device" and getattr(config, name):
+            raise InputError(f"{flag(name)} {getattr(config, name)}: must be 0 with --augment-on device")
+    if config.batch_size > images:
+        raise InputError(f"--batch-size {config.batch_size}: must be at most the number of training images, {images}")
+    ragged = images % config.batch_size
+    if config.batch_size % processes or ragged % processes:
         raise InputError(
-            f"--batch-size {config.batch_size}: must be at most the number of training images, {len(train.labels)}"
+            f"--batch-size {config.batch_size}: must be a multiple of the {processes} processes, and so must the "
+            f"{ragged} images that an epoch of {images} leaves for its last batch"
         )
-    ragged = len(train.labels) % config.batch_size
-    if config.batch_size % run.world_size or ragged % run.world_size:
-        raise InputError(
-            f"--batch-size {config.batch_size}: must be a multiple of the {run.world_size} processes, and so must the "
-            f"{ragged} images that an epoch of {len(train.labels)} leaves for its last batch"
-        )
-    return Session(config, run, workers, dataset, train, evaluation, split)
+    return session._replace(config=config)
 
 
 def network(session: Session) -> nn.Module:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import engine, outputs, recipe, repetition, session, terminal
+from s10_resnet import engine, evaluation, outputs, recipe, repetition, session, terminal
 from s10_resnet.errors import InputError
 from s10_resnet.signals import Stopped
 from s10_resnet.state import Totals
@@ -82,7 +82,7 @@ def test_each_kind_of_views_has_its_own_accuracy(done, monkeypatch):
         answers = torch.where(torch.arange(len(labels)) < right[views], labels, (labels + 1) % 10)
         return torch.nn.functional.one_hot(answers, 10)
 
-    monkeypatch.setattr(repetition, "Averaged", lambda network, views: views)
+    monkeypatch.setattr(evaluation, "Averaged", lambda network, views: views)
     monkeypatch.setattr(engine, "predict", predict)
     summary = json.loads((folder / "seed-5" / "summary.json").read_text())
     row = repetition._row(small(folder), folder / "seed-5", summary)
@@ -96,20 +96,6 @@ def test_statistics(done):
         values = [row[f"accuracy_{views}"] for row in content["runs"]]
         assert (one["n"], one["values"]) == (3, values)
         assert one["mean"] == pytest.approx(np.mean(values))
-
-
-def test_the_interval_is_that_of_students_t():
-    # Of 10 values with mean 94.5 and standard deviation 0.15: 94.5 +- 2.2622 * 0.15 / sqrt(10)
-    offsets = np.linspace(-1, 1, 10)
-    values = 94.5 + 0.15 * offsets / offsets.std(ddof=1)
-    one = repetition.describe(values.tolist())
-    assert one["mean"] == pytest.approx(94.5)
-    assert one["std"] == pytest.approx(0.15)
-    assert one["interval"] == pytest.approx([94.5 - 0.10731, 94.5 + 0.10731], abs=1e-4)
-
-
-def test_a_single_value_has_no_spread():
-    assert repetition.describe([0.9]) == {"n": 1, "mean": 0.9, "std": None, "interval": None, "values": [0.9]}
 
 
 def test_what_is_printed(tmp_path, capsys, monkeypatch):
