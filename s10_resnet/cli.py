@@ -14,7 +14,7 @@ from typing import NamedTuple
 from s10_resnet import flags, signals
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
-from s10_resnet.options import Benchmark, Comparison, Evaluation, Export, Prediction
+from s10_resnet.options import Benchmark, Comparison, Evaluation, Export, Prediction, Sweep
 from s10_resnet.settings import Settings
 
 
@@ -25,14 +25,26 @@ class Command(NamedTuple):
     function: str  # module and name, imported once the flags are good: torch takes seconds
     description: str
     example: str  # flags
+    resume: str = ""  # what ``--resume`` does, where there is that flag; it calls ``resume`` of the same module
 
 
 COMMANDS = {
     "train": Command(
-        Config, "recipe.train", "Trains the custom ResNet on CIFAR-10.", "--epochs 24 --seed 1 --name second-try"
+        Config,
+        "recipe.train",
+        "Trains the custom ResNet on CIFAR-10.",
+        "--epochs 24 --seed 1 --name second-try",
+        "go on with a run: its folder, or a checkpoint in it; settings are the run's own",
     ),
     "find_lr": Command(
         Config, "recipe.search_lr", "Runs the learning-rate range test and reads it.", "--finder-steps 200 --seed 1"
+    ),
+    "sweep": Command(
+        Sweep,
+        "sweep.sweep",
+        "Trains variants of the recipe with several seeds each, on held-out images, and says what they are worth.",
+        "max-lr=2e-3,5e-3,1e-2 'flip=alternating cutout=6' --runs 5",
+        "go on with a sweep: its folder; settings are its own, with more --runs or variants if there are to be more",
     ),
     "evaluate": Command(
         Evaluation,
@@ -75,6 +87,11 @@ def train(argv: Sequence[str] | None = None) -> int:
 def find_lr(argv: Sequence[str] | None = None) -> int:
     """``s10-find-lr``, and ``scripts/find_lr.py``."""
     return run("find_lr", argv)
+
+
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """``s10-sweep``, and ``scripts/sweep.py``."""
+    return run("sweep", argv)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +138,7 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
     say = rank == "0"  # of bad flags, which all ranks have been given
     with signals.heeded():
         try:
-            given = flags.read(command.settings, argv, resumable=name == "train", **texts)
+            given = flags.read(command.settings, argv, resume=command.resume, **texts)
             path = given.pop("resume", None)
             settings = None if path else command.settings(**given)
             module, function = command.function.split(".")

@@ -93,12 +93,6 @@ class Config(Settings):
     color_jitter: float = knobs.number(
         0.0, "largest change of brightness, contrast and saturation", "a number from 0 to 1", lambda v: 0 <= v <= 1
     )
-    augment_on: str = knobs.choice(
-        "cpu",
-        "where images are augmented: on the CPU by Albumentations, or a batch at a time on the device that trains",
-        "cpu",
-        "device",
-    )
     seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=2**32 - 1)
     runs: int = knobs.whole(
         1,
@@ -118,6 +112,12 @@ class Config(Settings):
     limit: int = knobs.whole(0, "use the first N training and N/5 test images; 0: all", low=10, zero=True)
     device: str = knobs.device("where to train")
     precision: str = knobs.precision()
+    augment_on: str = knobs.choice(
+        "cpu",
+        "where images are augmented: on the CPU by Albumentations, or a batch at a time on the device that trains",
+        "cpu",
+        "device",
+    )
     deterministic: bool = knobs.switch(False, "the same bits on every run on CUDA, too, which is slower there")
     workers: int | str = knobs.or_auto(knobs.whole(0, "augmentation processes", low=0, high=256), "auto")
     finder_start_lr: float = knobs.learning_rate(1e-6, "first learning rate of the range test")

@@ -18,14 +18,15 @@ from s10_resnet.settings import Settings, bad_value, flag
 
 
 def read(
-    kind: type[Settings], argv: Sequence[str] | None = None, *, resumable: bool = False, **parser_options: Any
+    kind: type[Settings], argv: Sequence[str] | None = None, *, resume: str = "", **parser_options: Any
 ) -> dict[str, Any]:
     """Reads a command line.
 
     Args:
         kind: Whose fields the flags are.
         argv: The arguments after the program's name; by default those of this process.
-        resumable: Whether there is a flag ``--resume``, which is no setting of a run but names one.
+        resume: What the flag ``--resume`` does, which is no setting but names what to go on with; without a text
+            there is no such flag.
         **parser_options: Passed to `argparse.ArgumentParser`, such as ``prog`` and ``description``.
 
     Returns:
@@ -39,10 +40,10 @@ def read(
     for item in fields(kind):
         if item.name in kind.SECTIONS:
             section = parser.add_argument_group(kind.SECTIONS[item.name])
-        _add(section, item)
-    if resumable:
-        text = "go on with a run: its folder, or a checkpoint in it; settings are the run's own"
-        section.add_argument("--resume", metavar="RUN", default=argparse.SUPPRESS, help=text)
+        if item.name not in kind.FLAGLESS:
+            _add(section, item)
+    if resume:
+        section.add_argument("--resume", metavar="RUN", default=argparse.SUPPRESS, help=resume)
     given = vars(parser.parse_args(_attach_negatives(kind, sys.argv[1:] if argv is None else argv)))
     read = {item.name: _parse(item, given[item.name]) for item in fields(kind) if item.name in given}
     return {**read, "resume": _existing(given["resume"])} if "resume" in given else read
@@ -78,10 +79,11 @@ class _Parser(argparse.ArgumentParser):
 def _add(parser: Any, item: Field) -> None:
     knob: Knob = item.metadata["knob"]
     metavar = knob.metavar or item.name.rsplit("_", 1)[-1].upper()
-    if knob.positional:
-        parser.add_argument(item.name, nargs="+", metavar=metavar, help=knob.help)
-        return
     required = item.default is MISSING and item.default_factory is MISSING
+    if knob.positional:
+        nargs, default = ("+", None) if required else ("*", argparse.SUPPRESS)
+        parser.add_argument(item.name, nargs=nargs, default=default, metavar=metavar, help=knob.help)
+        return
     options = {"default": argparse.SUPPRESS, "required": required}
     if isinstance(item.default, bool):
         options["action"] = argparse.BooleanOptionalAction
@@ -115,7 +117,7 @@ def _existing(text: str) -> Path:
             return Path(text)
     except (OSError, ValueError):  # longer than the system's paths, or with a zero byte
         pass
-    raise InputError(f"--resume {text}: must be the folder of a run, or a checkpoint in it")
+    raise InputError(f"--resume {text}: must be the folder of what is to go on, or a file in it")
 
 
 def _attach_negatives(kind: type[Settings], argv: Sequence[str]) -> list[str]:

@@ -105,6 +105,18 @@ def paths(text: str, metavar: str, allowed: str) -> Any:
     return setting(REQUIRED, Knob(text, allowed, _path, accepts, positional=True, metavar=metavar))
 
 
+def words(text: str, metavar: str, allowed: str) -> Any:
+    """Any number of texts, given without a flag."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+
+    def revive(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    return setting((), Knob(text, allowed, str, accepts, positional=True, revive=revive, metavar=metavar))
+
+
 def or_auto(knob_field: Any, default: Any) -> Any:
     """The same knob, with the word ``auto`` as one more value."""
     knob: Knob = knob_field.metadata["knob"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from s10_resnet import knobs
+from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.knobs import REQUIRED
 from s10_resnet.settings import Settings, flag
@@ -83,6 +84,26 @@ class Export(Settings):
     format: str = knobs.choice("onnx", "what to write; torch is a program of torch.export", *FORMATS)
     output: Path | None = knobs.path_or_none("where to write it; by default beside the checkpoint", "a file")
     data_dir: Path = knobs.data_dir()
+
+
+@dataclass(frozen=True)
+class Sweep(Config):
+    """What `s10_resnet.sweep.sweep` is asked for: a recipe, and what to try in place of parts of it."""
+
+    SECTIONS: ClassVar[dict[str, str]] = {**Config.SECTIONS, "variants": "what to try"}
+    FLAGLESS: ClassVar[frozenset[str]] = frozenset({"checkpoint_every_minutes", "tensorboard"})
+
+    runs: int = knobs.whole(3, "trainings of each variant, with this seed and those after it", low=1, high=10_000)
+    val_size: int = knobs.whole(
+        5000, "training images held out and evaluated on; 0: the test images are, which is no way to tune", low=0
+    )
+    dataset: str = knobs.choice("cifar10", "what to train on", "cifar10", "synthetic")
+    variants: tuple[str, ...] = knobs.words(
+        "settings to change together, in quotes if there are several: flip=alternating, 'cutout=6 max-lr=7e-3'; "
+        "several values of a setting are tried one by one, and in all combinations: max-lr=2e-3,5e-3,1e-2",
+        "VARIANT",
+        "settings such as max-lr=2e-3,5e-3",
+    )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def curves(records: Sequence[EpochLike], *, split: str = "test", target: float =
         target: Accuracy to reach, a fraction of 1.
         title: Title of the figure.
     """
-    figure = _figure(9.2, 4, title)
+    figure = new_figure(9.2, 4, title)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [record.epoch for record in records]
     pad = max(0.5, 0.03 * len(epochs))
@@ -71,7 +71,7 @@ def curves(records: Sequence[EpochLike], *, split: str = "test", target: float =
         for label, prefix, style, color in series:
             values = [unit * getattr(record, f"{prefix}_{metric}") for record in records]
             axes.plot(epochs, values, style, color=color, label=label, markersize=dots, linewidth=1.8, clip_on=False)
-        _dress(axes, "epoch", ylabel)
+        dress(axes, "epoch", ylabel)
         axes.set_xlim(epochs[0] - pad, epochs[-1] + pad)  # epochs of NaN too, or a run that broke would seem shorter
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
@@ -97,13 +97,13 @@ def curves(records: Sequence[EpochLike], *, split: str = "test", target: float =
 
 def lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str = "") -> Figure:
     """Learning rate of every optimizer step, at least one; along the top the epochs of ``steps_per_epoch`` steps."""
-    figure = _figure(7, 3.6, title)
+    figure = new_figure(7, 3.6, title)
     axes = figure.subplots()
     axes.plot(lrs, color=BLUE, linewidth=2)
     step, peak = int(np.argmax(lrs)), max(lrs)
     label = f"peak {peak:.3g} at step {step} (epoch {step / steps_per_epoch:.3g})"
     axes.plot([step], [peak], "o", color=VERMILLION, markersize=8, label=label, clip_on=False)
-    _dress(axes, "step", "learning rate")
+    dress(axes, "step", "learning rate")
     axes.set(xlim=(0, len(lrs)), ylim=(0, 1.05 * peak))
     scale = (lambda x: x / steps_per_epoch), (lambda x: x * steps_per_epoch)
     axes.secondary_xaxis("top", functions=scale).set_xlabel("epoch")
@@ -123,13 +123,13 @@ def image_grid(images: np.ndarray, captions: Sequence[str], *, title: str = "", 
     texts = ["\n".join(textwrap.fill(line, 15) for line in caption.splitlines()) for caption in captions]
     pairs = list(zip(images, texts, strict=True))
     if not pairs:
-        return _figure(5, 1, f"{title}\nnothing to show".strip())
+        return new_figure(5, 1, f"{title}\nnothing to show".strip())
     columns = min(columns, len(pairs))
     rows = math.ceil(len(pairs) / columns)
     side, across = 160 / DPI, 190 / DPI  # inches; 5 device pixels for each of the 32 keep the enlargement even
     down = side + 0.15 + 0.16 * max(text.count("\n") + 1 for text in texts)
     width, height = columns * across, (rows * down + 0.35) / 0.98  # the title hangs at 0.98 of the height
-    figure = _figure(width, height, title, layout="none")
+    figure = new_figure(width, height, title, layout="none")
     for index, (image, text) in enumerate(pairs):
         row, column = divmod(index, columns)
         left, bottom = (column + 0.5) * across - side / 2, (rows - row) * down - side
@@ -150,7 +150,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") ->
     count = len(classes)
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
-    figure = _figure(3 + 0.52 * count, 1.8 + 0.42 * count, title)
+    figure = new_figure(3 + 0.52 * count, 1.8 + 0.42 * count, title)
     axes = figure.subplots()
     # A linear scale would leave everything off the diagonal white: most mistakes are under 5 % of their row.
     norm = PowerNorm(0.4, vmin=0, vmax=1)
@@ -162,7 +162,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") ->
     for row, share in enumerate(shares.diagonal()):
         axes.text(count - 0.35, row, _percent(share, 1), va="center", fontweight="bold")
     axes.text(count - 0.35, -0.6, "accuracy", va="bottom")
-    _dress(axes, "predicted (colour: share of the row)", "true")
+    dress(axes, "predicted (colour: share of the row)", "true")
     axes.grid(False)
     axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), classes)
@@ -186,7 +186,7 @@ def predictions(
         tops: For each picture classes and their probabilities, fractions of 1.
         title: Title of the figure.
     """
-    figure = _figure(7.2, 1.7 * len(pictures) + 0.35 * bool(title) + 0.2, title)
+    figure = new_figure(7.2, 1.7 * len(pictures) + 0.35 * bool(title) + 0.2, title)
     rows = figure.subplots(len(pictures), 3, squeeze=False, width_ratios=(1, 1, 1.9), sharex="col")
     extent = (0, 1, 0, 1)
     for (plain, seen, bars), picture, heat, name, top in zip(rows, pictures, heat_maps, names, tops, strict=True):
@@ -227,7 +227,7 @@ def lr_range(
         recommended: Name of the rule to follow, or None.
         title: Title of the figure.
     """
-    figure = _figure(7, 4.4, title)
+    figure = new_figure(7, 4.4, title)
     axes = figure.subplots()
     axes.semilogx(lrs, losses, ".", color=PALE, markersize=4, label="loss of one batch")
     axes.semilogx(lrs, smoothed, color=BLUE, linewidth=2.2, label="smoothed")
@@ -239,7 +239,7 @@ def lr_range(
     if recommended is not None:
         label = f"recommended: {recommended}"
         axes.axvline(suggestions[recommended], color="black", linestyle="--", linewidth=1.8, zorder=1, label=label)
-    _dress(axes, "learning rate", "loss")
+    dress(axes, "learning rate", "loss")
     # Only the way down to the minimum sets the limits: the loss may rise a millionfold after it.
     low, high = np.nanmin(smoothed), np.nanmax(smoothed[: np.nanargmin(smoothed) + 1])
     margin = max(0.3 * (high - low), 0.1 * low)  # a loss that only rises has no way down
@@ -260,7 +260,7 @@ def comparison(
         split: What the ``eval_`` values were measured on.
         title: Title of the figure.
     """
-    figure = _figure(9.2, 4, title)
+    figure = new_figure(9.2, 4, title)
     loss, accuracy = figure.subplots(1, 2)
     longest = max(values["eval_loss"].shape[1] for _, values in groups)
     entries = []
@@ -281,7 +281,7 @@ def comparison(
                     axes.fill_between(range(1, epochs + 1), mean - std, mean + std, **band)
         entries.append((f"{label} (n = {runs})", line))
     for axes, ylabel in (loss, "loss"), (accuracy, "accuracy, %"):
-        _dress(axes, "epoch", ylabel)
+        dress(axes, "epoch", ylabel)
         pad = max(0.5, 0.03 * longest)
         axes.set_xlim(1 - pad, longest + pad)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -305,13 +305,15 @@ def _percent(fraction: float, digits: int) -> str:
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "\N{EN DASH}"
 
 
-def _figure(width: float, height: float, title: str, layout: str = "constrained") -> Figure:
+def new_figure(width: float, height: float, title: str, layout: str = "constrained") -> Figure:
+    """An empty figure of so many inches."""
     figure = Figure((width, height), layout=layout, facecolor="white")
     figure.suptitle(title, fontsize="large", fontweight="bold")
     return figure
 
 
-def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """The look that all axes have."""
     axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     axes.grid(color="#E0E0E0", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,12 +16,14 @@ class Settings:
 
     Attributes:
         SECTIONS: Title of each part of the fields, by the field that it begins with.
+        FLAGLESS: Names of fields that stay at their defaults: a command line has no flag for them.
 
     Raises:
         InputError: When a value is out of range; the message names flag, value and what is allowed.
     """
 
     SECTIONS: ClassVar[dict[str, str]] = {}
+    FLAGLESS: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -51,9 +51,13 @@ class Progress:
                     )
                 yield totals
 
-    def report(self, record: EpochRecord) -> None:
-        """Prints an epoch's line."""
+    def advance(self) -> None:
+        """Counts an epoch."""
         self.run.update()
+
+    def report(self, record: EpochRecord) -> None:
+        """Counts an epoch and prints its line."""
+        self.advance()
         elapsed = time.perf_counter() - self.start
         left = elapsed / (record.epoch - self.done) * (self.epochs - record.epoch)
         say(

@@ -181,9 +181,9 @@ def test_only_what_was_given_is_read():
 
 
 def test_a_run_to_resume_is_there(tmp_path):
-    assert flags.read(Config, ["--resume", str(tmp_path)], resumable=True) == {"resume": tmp_path}
+    assert flags.read(Config, ["--resume", str(tmp_path)], resume="go on") == {"resume": tmp_path}
     (tmp_path / "checkpoint.pt").touch()
-    assert flags.read(Config, [f"--resume={tmp_path}/checkpoint.pt", "--workers", "2"], resumable=True) == {
+    assert flags.read(Config, [f"--resume={tmp_path}/checkpoint.pt", "--workers", "2"], resume="go on") == {
         "resume": tmp_path / "checkpoint.pt",
         "workers": 2,
     }
@@ -192,8 +192,8 @@ def test_a_run_to_resume_is_there(tmp_path):
 @pytest.mark.parametrize("path", ["nowhere", "", "a\0b", "a" * 5000, "/dev/null/below", "\udcff\ud800"])
 def test_a_run_that_is_not_there_cannot_be_resumed(path):
     with pytest.raises(InputError) as caught:
-        flags.read(Config, ["--resume", path], resumable=True)
-    assert str(caught.value) == f"--resume {path}: must be the folder of a run, or a checkpoint in it"
+        flags.read(Config, ["--resume", path], resume="go on")
+    assert str(caught.value) == f"--resume {path}: must be the folder of what is to go on, or a file in it"
 
 
 def test_not_everything_can_be_resumed(tmp_path):
@@ -219,5 +219,5 @@ def test_help_shows_every_flag_with_its_default(capsys, monkeypatch):
     assert text.count("options:\n") == 1  # all flags but --help are in some section
     assert set(Config.SECTIONS) < {field.name for field in dataclasses.fields(Config)}
     with pytest.raises(SystemExit):
-        flags.read(Config, ["--help"], resumable=True)
+        flags.read(Config, ["--help"], resume="go on")
     assert "--resume RUN" in capsys.readouterr().out

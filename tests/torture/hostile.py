@@ -230,6 +230,7 @@ GOOD = {
     "compare": "{run} {run}",
     "export": "--checkpoint {run}/last.pt --format safetensors --data-dir nowhere",
     "benchmark": "--quick --dataset synthetic",
+    "sweep": "--dataset synthetic",
 }
 BY_HAND_AFTER = """
 evaluate
@@ -256,6 +257,21 @@ export
 export --checkpoint {run}/summary.json
 export --checkpoint {run}/last.pt --output {run}/last.pt
 export --checkpoint {run}/last.pt --output no/such/folder.onnx
+sweep stray
+sweep --dataset synthetic ''
+sweep --dataset synthetic max-lr
+sweep --dataset synthetic max-lr=
+sweep --dataset synthetic max-lr=1e-3,
+sweep --dataset synthetic no-such=1
+sweep --dataset synthetic seed=1
+sweep --dataset synthetic cutout=4 'flip=maybe cutout=6'
+sweep --dataset synthetic batch-size=5001
+sweep --dataset synthetic rotation=5 --augment-on device
+sweep --dataset auto
+sweep --tensorboard
+sweep --resume
+sweep --resume README.md
+sweep --resume {run}
 benchmark stray
 benchmark --quick --dataset auto
 benchmark --quick --dataset cifar10 --data-dir README.md
@@ -299,7 +315,7 @@ def bad_command_lines(lab: Lab, trainings: tuple[str, ...] = ("train", "find_lr"
 
     def trial(item: tuple[int, tuple[str, list[str]]]) -> str:
         number, (script, line) = item
-        makes_folders = script in ("train.py", "find_lr.py", "compare.py", "benchmark.py")
+        makes_folders = script in ("train.py", "find_lr.py", "compare.py", "benchmark.py", "sweep.py")
         out = ["--output-dir", lab.folder / f"bad-{number}"] if makes_folders and "--output-dir" not in line else []
         end = Script(lab, [f"scripts/{script}", *out, *line]).ended()
         if (lab.folder / f"bad-{number}").exists():
