@@ -8,7 +8,7 @@ workers, and a run can go on from any step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from s10_resnet import signals
 from s10_resnet.batched import BatchedTransform
 from s10_resnet.data import Split
+from s10_resnet.mixing import unmixed
 from s10_resnet.transforms import mirror, pad, seed_transform, train_transform, use_one_thread
+
+Mixing = Callable[[tuple[int, int, int, int], Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _ALTERNATING = 1  # sets the draws of the first orientations apart from all others of the seed
 
@@ -80,7 +83,7 @@ class Plans(Sampler[Plan]):
 
 
 class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Turns a plan into a batch: uint8 images ``[B, 32, 32, 3]`` and int64 labels ``[B]``.
+    """Turns a plan into a batch: uint8 images ``[B, 32, 32, 3]`` and targets, int64 ``[B]`` unless they are mixed.
 
     The images are padded once and held as a tensor, which worker processes share instead of copying, whichever way
     they are started.
@@ -90,12 +93,13 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         crop_padding: Pixels of reflection around an image before the random crop; 0 for no crop.
         flip: ``random`` mirrors half of the images; ``alternating`` mirrors every image in every second epoch, half of
             them in the first (Keller Jordan 2024, https://arxiv.org/abs/2404.00498); ``none`` mirrors none.
+        mix: From a plan's key, images and labels to images and targets; see `s10_resnet.mixing`.
         **steps: What else `train_transform` takes.
     """
 
-    def __init__(self, split: Split, *, crop_padding: int, flip: str, **steps: float) -> None:
+    def __init__(self, split: Split, *, crop_padding: int, flip: str, mix: Mixing = unmixed, **steps: float) -> None:
         self.size = split.images.shape[1]
-        self.alternating = flip == "alternating"
+        self.alternating, self.mix = flip == "alternating", mix
         self.images = torch.from_numpy(pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
         self.labels = torch.from_numpy(split.labels)
         self.transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=self.size, **steps)
@@ -109,10 +113,10 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         if self.alternating:
             mirrored = _mirrored(plan, len(padded))
             batch[mirrored] = mirror(batch[mirrored])
-        images = torch.from_numpy(batch)
+        images, targets = self.mix(plan.key, torch.from_numpy(batch), self.labels[torch.from_numpy(plan.samples)])
         if get_worker_info() is not None:
             images.share_memory_()  # on its way it would be anyway, but by a thread whose failure nobody hears of
-        return images, self.labels[torch.from_numpy(plan.samples)]
+        return images, targets
 
 
 class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -122,9 +126,18 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         ValueError: For a transform that `s10_resnet.batched` does not do.
     """
 
-    def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, **steps: float) -> None:
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        *,
+        crop_padding: int,
+        flip: str,
+        mix: Mixing = unmixed,
+        **steps: float,
+    ) -> None:
         transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=split.images.shape[1], **steps)
-        self.alternating = flip == "alternating"
+        self.alternating, self.mix = flip == "alternating", mix
         self.images = torch.from_numpy(pad(split.images, crop_padding)).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.transform = BatchedTransform(transform, self.images.shape[1:])
@@ -138,7 +151,7 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
         if self.alternating:
             mirrored = torch.from_numpy(_mirrored(plan, len(self.images))).to(images.device, non_blocking=True)
             images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
-        return images, self.labels[samples]
+        return self.mix(plan.key, images, self.labels[samples])
 
 
 def _mirrored(plan: Plan, images: int) -> np.ndarray:

@@ -57,6 +57,9 @@ def text(name: str, summary: Mapping[str, Any], config: Mapping[str, Any], class
         f"brightness, contrast and saturation by up to {config['color_jitter']:.0%}" if config["color_jitter"] else "",
         f"cutout of {config['cutout']} x {config['cutout']} pixels" if config["cutout"] else "",
     ]
+    if config["mix"] != "none":
+        when = f"from {config['mix_from']:.0%} to {config['mix_until']:.0%} of the epochs"
+        augmentation.append(f"{config['mix']} (alpha {config['mix_alpha']:g}) {when}")
     initialisation = [
         "convolutions that pass their input on (Dirac)" if config["dirac_init"] else "",
         "a first convolution that whitens" if config["whitening_init"] else "",

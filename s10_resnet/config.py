@@ -93,6 +93,18 @@ class Config(Settings):
     color_jitter: float = knobs.number(
         0.0, "largest change of brightness, contrast and saturation", "a number from 0 to 1", lambda v: 0 <= v <= 1
     )
+    mix: str = knobs.choice(
+        "none", "mix each image with another: blend the two, or paste a rectangle", *("none", "mixup", "cutmix")
+    )
+    mix_alpha: float = knobs.number(
+        0.2, "how evenly: shares follow Beta(alpha, alpha)", "a number above 0 and at most 100", lambda v: 0 < v <= 100
+    )
+    mix_from: float = knobs.number(
+        0.0, "share of the epochs before the first that is mixed", "a number from 0 to 1", lambda v: 0 <= v <= 1
+    )
+    mix_until: float = knobs.number(
+        1.0, "share of the epochs up to the last that is mixed", "a number from 0 to 1", lambda v: 0 <= v <= 1
+    )
     seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=2**32 - 1)
     runs: int = knobs.whole(
         1,
@@ -135,6 +147,8 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mix_from >= self.mix_until:
+            raise InputError(f"--mix-from {self.mix_from}: must be below --mix-until {self.mix_until}")
         if self.finder_start_lr >= self.finder_end_lr:
             raise InputError(
                 f"--finder-start-lr {self.finder_start_lr}: must be below --finder-end-lr {self.finder_end_lr}"

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from s10_resnet import data, events, initialisation, model, optim, outputs, runtime
-from s10_resnet.batches import AugmentedBatches, DeviceBatches, Plans, train_loader
+from s10_resnet.batches import AugmentedBatches, DeviceBatches, Mixing, Plans, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
+from s10_resnet.mixing import Mix, unmixed
 from s10_resnet.settings import flag
-from s10_resnet.state import TrainingState
+from s10_resnet.state import TrainingState, hard
 from s10_resnet.transforms import MEAN, STD
 
 WHITENED = 2000  # images that the first convolution is made for: 1.8 million patches
@@ -184,11 +185,20 @@ def training_state(session: Session, max_lr: float) -> TrainingState:
     return TrainingState(model, adam, optim.one_cycle(adam, **schedule(session, max_lr)), session.runtime, average)
 
 
+def mix(session: Session, epochs: int) -> Mixing:
+    """What mixes the batches of a training of so many epochs."""
+    config = session.config
+    if config.mix == "none":
+        return unmixed
+    first, end = (round(share * epochs) for share in (config.mix_from, config.mix_until))
+    return Mix(config.mix, alpha=config.mix_alpha, classes=len(session.train.classes), epochs=range(first, end))
+
+
 def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
     """The augmented batches of ``epochs`` epochs from ``first_step`` on, or this process's part of them."""
     config, run = session.config, session.runtime
     names = ("crop_padding", "flip", "cutout", "cutout_probability", "rotation", "color_jitter")
-    augmentation = {name: getattr(config, name) for name in names}
+    augmentation = {name: getattr(config, name) for name in names} | {"mix": mix(session, epochs)}
     on_device = config.augment_on == "device"
     batches = (
         DeviceBatches(session.train, run.device, **augmentation)
@@ -208,10 +218,10 @@ def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
 
 
 def samples(session: Session) -> tuple[np.ndarray, list[str]]:
-    """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and the names of its classes."""
+    """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and its classes."""
     first = loader(session.alone, epochs=1)
-    images, labels = first.dataset[next(iter(first.sampler))]
-    return images.cpu().numpy(), [session.train.classes[label] for label in labels]
+    images, targets = first.dataset[next(iter(first.sampler))]
+    return images.cpu().numpy(), [session.train.classes[label] for label in hard(targets)]
 
 
 def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,11 @@ from s10_resnet.errors import TrainingError
 from s10_resnet.runtime import Runtime
 
 
+def hard(targets: Tensor) -> Tensor:
+    """Labels, int64 ``[B]``, of targets that are labels already or shares of the classes, float ``[B, C]``."""
+    return targets if targets.ndim == 1 else targets.argmax(1)
+
+
 class Totals:
     """Loss and hits of an epoch, summed over images and divided once: batch means are wrong for a ragged last batch.
 
@@ -35,11 +40,14 @@ class Totals:
         self.lr = self.seconds = 0.0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this process's part of a batch: its mean loss, logits ``[B, C]`` and labels ``[B]``."""
+        """Takes in this process's part of a batch: its mean loss, logits ``[B, C]`` and targets.
+
+        Targets are labels, int64 ``[B]``, or shares of the classes, float ``[B, C]``, of which the largest counts.
+        """
         self.steps += 1
         self.images += len(labels) * self.runtime.world_size
         loss = loss.detach()
-        hits = (logits.detach().argmax(1) == labels).sum()
+        hits = (logits.detach().argmax(1) == hard(labels)).sum()
         batch = self.runtime.total(torch.stack([(loss * len(labels)).to(self.sums), hits.to(self.sums)]))
         self.sums += batch
         self.failed = torch.where((self.failed == 0) & ~torch.isfinite(batch[0]), self.steps, self.failed)

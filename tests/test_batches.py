@@ -121,6 +121,24 @@ def test_an_alternating_flip_comes_on_top_of_crop_and_cutout(make):
     assert len({image.tobytes() for image in images[0]}) > 290
 
 
+@pytest.mark.parametrize("make", [AugmentedBatches, on_device])
+def test_what_mixes_gets_the_augmented_batch_and_its_key(split, make):
+    given = []
+
+    def mix(key, images, labels):
+        given.append((key, images, labels))
+        return images + 1, labels.float()
+
+    plan = Plan((5, 1, 2, 0), np.array([3, 1, 4]))
+    images, targets = make(split, **{**OFF, "mix": mix})[plan]
+    ((key, plain, labels),) = given
+    assert key == plan.key
+    np.testing.assert_array_equal(plain, split.images[plan.samples])
+    np.testing.assert_array_equal(labels, split.labels[plan.samples])
+    assert torch.equal(images, plain + 1)
+    assert targets.dtype == torch.float32
+
+
 @pytest.mark.parametrize("flip", ["random", "none"])
 def test_the_other_flips_are_left_to_the_transform(split, flip):
     batches = AugmentedBatches(split, crop_padding=0, flip=flip, cutout=0)

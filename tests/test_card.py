@@ -65,6 +65,15 @@ def test_held_out_figures_are_called_so(real):
     assert "the test images" not in text
 
 
+def test_what_is_mixed_and_how_it_began_is_told(real):
+    summary, config = real
+    config |= {"mix": "cutmix", "mix_from": 0.5, "dirac_init": True, "flip": "alternating", "rotation": 5.0}
+    table = rows(card.text("run", summary, config, NAMES))
+    assert "every second epoch, rotation by up to 5 degrees, cutout" in table["augmentation"]
+    assert table["augmentation"].endswith(", cutmix (alpha 0.2) from 50% to 100% of the epochs")
+    assert table["initial weights"] == "convolutions that pass their input on (Dirac)"
+
+
 def test_a_stand_in_and_an_interrupted_training_are_named(real):
     summary, config = real
     summary |= {"dataset": "synthetic", "status": "interrupted", "epochs": 3}

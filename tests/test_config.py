@@ -39,6 +39,10 @@ FIELDS = {
     "cutout_probability": st.floats(0, 1),
     "rotation": st.floats(0, 180),
     "color_jitter": st.floats(0, 1),
+    "mix": st.sampled_from(["none", "mixup", "cutmix"]),
+    "mix_alpha": st.floats(0, 100, exclude_min=True),
+    "mix_from": st.floats(0, 0.4),
+    "mix_until": st.floats(0.5, 1),
     "seed": st.integers(0, 2**32 - 1),
     "runs": st.integers(1, 10_000),
     "dataset": st.sampled_from(["cifar10", "synthetic", "auto"]),
@@ -169,6 +173,12 @@ def test_every_value_is_checked_on_the_way_back(field, value):
     with pytest.raises(InputError, match=rf"^--{field.replace('_', '-')} ") as caught:
         Config.from_json(content)
     assert ": must be " in str(caught.value)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.5, 0.5), (0.6, 0.5), (1.0, 1.0)])
+def test_mixing_ends_after_it_began(first, last):
+    with pytest.raises(InputError, match=rf"^--mix-from {first}: must be below --mix-until {last}$"):
+        Config(mix_from=first, mix_until=last)
 
 
 def test_the_sweep_is_checked_on_the_way_back():

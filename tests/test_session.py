@@ -220,6 +220,16 @@ def test_what_the_batch_executor_cannot_do_is_refused_at_once(name, flag):
         begin(augment_on="device", **{name: 0.5})
 
 
+@pytest.mark.parametrize("place", ["cpu", "device"])
+def test_mixing_reaches_the_batches_of_its_epochs(place):
+    settings = {"mix": "cutmix", "mix_alpha": 0.7, "mix_from": 0.25, "mix_until": 0.5, "epochs": 4}
+    run = begin(limit=60, augment_on=place, **settings)
+    batches = list(session.loader(run, epochs=4))
+    assert [targets.ndim for _, targets in batches] == [1] * 3 + [2] * 3 + [1] * 6
+    assert session.mix(run, 4).alpha == 0.7
+    assert len(session.samples(begin(limit=60, augment_on=place, mix="mixup"))[1]) == 25
+
+
 def test_weights_follow_the_seed_alone():
     first, again, other = (session.network(begin(seed=seed)).resnet.linear.weight for seed in (0, 0, 1))
     assert torch.equal(first, again)

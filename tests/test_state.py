@@ -27,6 +27,15 @@ def test_totals_go_on_from_where_they_were(cpu):
     assert (resumed.loss, resumed.accuracy, resumed.images, resumed.steps) == (whole.loss, whole.accuracy, 50, 4)
 
 
+def test_of_shared_targets_the_larger_share_counts(cpu):
+    logits, labels = torch.randn(50, 10), torch.randint(0, 10, (50,))
+    shares = 0.7 * nn.functional.one_hot(labels, 10) + 0.3 * nn.functional.one_hot((labels + 1) % 10, 10)
+    hard, soft = Totals(cpu), Totals(cpu)
+    hard.add(torch.tensor(1.0), logits, labels)
+    soft.add(torch.tensor(1.0), logits, shares)
+    assert soft.accuracy == hard.accuracy
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_broken_step_is_remembered(cpu, broken):
     totals, logits, labels = Totals(cpu), torch.randn(4, 10), torch.zeros(4, dtype=torch.int64)
