@@ -10,6 +10,8 @@ from s10_resnet import knobs
 from s10_resnet.errors import InputError
 from s10_resnet.settings import Settings
 
+SEEDS = 2**32
+
 
 @dataclass(frozen=True)
 class Config(Settings):
@@ -105,7 +107,7 @@ class Config(Settings):
     mix_until: float = knobs.number(
         1.0, "share of the epochs up to the last that is mixed", "a number from 0 to 1", lambda v: 0 <= v <= 1
     )
-    seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=2**32 - 1)
+    seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=SEEDS - 1)
     runs: int = knobs.whole(
         1,
         "trainings, in a folder each, with this seed and those after it; tells mean and spread",
@@ -144,6 +146,11 @@ class Config(Settings):
     tensorboard: bool = knobs.switch(False, "write the epochs for TensorBoard, too, which has to be installed")
     output_dir: Path = knobs.output_dir()
     name: str = knobs.run_name()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of all the runs; after the largest comes 0."""
+        return [(self.seed + number) % SEEDS for number in range(self.runs)]
 
     def __post_init__(self) -> None:
         super().__post_init__()

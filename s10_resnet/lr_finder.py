@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +122,12 @@ def range_test(
     finally:
         finder.reset()
     return LRCurve(np.array(finder.history["lr"]), np.array(finder.history["loss"]))
+
+
+def average(curves: Sequence[LRCurve]) -> LRCurve:
+    """The mean loss of several tests at each learning rate that all of them came to."""
+    shortest = min(curves, key=lambda curve: len(curve.lrs))
+    return LRCurve(shortest.lrs, np.mean([curve.losses[: len(shortest.lrs)] for curve in curves], axis=0))
 
 
 def smooth(curve: LRCurve, bandwidth: float = BANDWIDTH) -> np.ndarray:

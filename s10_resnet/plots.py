@@ -215,6 +215,7 @@ def lr_range(
     *,
     suggestions: Mapping[str, float],
     recommended: str | None,
+    picks: Sequence[float] = (),
     title: str = "",
 ) -> Figure:
     """Loss against learning rate in a range test, with the suggestions marked on the smoothed curve.
@@ -225,11 +226,13 @@ def lr_range(
         smoothed: The same, smoothed.
         suggestions: Learning rate by rule; may be empty.
         recommended: Name of the rule to follow, or None.
+        picks: What each of several tests recommends by itself, if the curve is their average.
         title: Title of the figure.
     """
     figure = new_figure(7, 4.4, title)
     axes = figure.subplots()
-    axes.semilogx(lrs, losses, ".", color=PALE, markersize=4, label="loss of one batch")
+    what = "mean loss of all tests" if picks else "loss of one batch"
+    axes.semilogx(lrs, losses, ".", color=PALE, markersize=4, label=what)
     axes.semilogx(lrs, smoothed, color=BLUE, linewidth=2.2, label="smoothed")
     # Open and ever smaller: rules that agree remain visible inside each other.
     looks = cycle((("o", VERMILLION, 16), ("s", GREEN, 13), ("D", PURPLE, 10), ("^", ORANGE, 7)))
@@ -239,6 +242,10 @@ def lr_range(
     if recommended is not None:
         label = f"recommended: {recommended}"
         axes.axvline(suggestions[recommended], color="black", linestyle="--", linewidth=1.8, zorder=1, label=label)
+    if picks:
+        rug = {"transform": axes.get_xaxis_transform(), "marker": "|", "markersize": 14, "linestyle": ""}
+        label = f"recommended by {len(picks)} tests alone"
+        axes.plot(picks, [0.03] * len(picks), color="black", label=label, zorder=5, **rug)
     dress(axes, "learning rate", "loss")
     # Only the way down to the minimum sets the limits: the loss may rise a millionfold after it.
     low, high = np.nanmin(smoothed), np.nanmax(smoothed[: np.nanargmin(smoothed) + 1])

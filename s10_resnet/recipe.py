@@ -100,7 +100,7 @@ def search_lr(config: Config) -> Suggestion:
     found = range_test.find(run, _make_folder(run, "find_lr"))
     if found.max_lr is None:
         raise TrainingError(found.reason)
-    terminal.say(f"next: python scripts/train.py {flags.line(replace(config, max_lr=found.max_lr, name=''))}")
+    terminal.say(f"next: python scripts/train.py {flags.line(replace(config, max_lr=found.max_lr, runs=1, name=''))}")
     return found
 
 

@@ -19,7 +19,6 @@ from s10_resnet.trained import load_model
 from s10_resnet.views import VIEWS
 
 FILE = "runs.json"
-SEEDS = 2**32
 NEEDED = {"precision", "dataset", "max_lr", "train_seconds", "device"}  # of a summary
 
 
@@ -100,10 +99,9 @@ def carry_out(config: Config, folder: Path, train: Train, resume: Resume, known:
     rows: list[Row] = []
     content: dict[str, Any] = {}
     with files.locked(folder):
-        for number in terminal.bar(range(config.runs), config.runs, "runs", "run"):
-            seed = (config.seed + number) % SEEDS
+        for number, seed in enumerate(terminal.bar(config.seeds, config.runs, "runs", "run"), 1):
             one = replace(config, runs=1, seed=seed, output_dir=folder, name=f"seed-{seed}")
-            terminal.say(f"run {number + 1} of {config.runs}: seed {seed}")
+            terminal.say(f"run {number} of {config.runs}: seed {seed}")
             try:
                 rows.append(known.get(seed) or _row(one, *_finished(one, train, resume)))
             except signals.Stopped:

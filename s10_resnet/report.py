@@ -72,14 +72,23 @@ def draw_results(
     plots.save(mistakes, folder / "mistakes.png")
 
 
-def draw_range_test(folder: Path, curve: LRCurve, found: Suggestion, note: str) -> None:
-    """The learning-rate range test with its suggestions: ``lr_finder.png``."""
+def draw_range_test(folder: Path, curve: LRCurve, found: Suggestion, picks: Sequence[float], note: str) -> None:
+    """The learning-rate range test with its suggestions: ``lr_finder.png``.
+
+    Args:
+        folder: Where to.
+        curve: Of the test, or the average of several.
+        found: What the rules make of it.
+        picks: What each of several tests recommends by itself.
+        note: Added to the title.
+    """
     figure = plots.lr_range(
         curve.lrs,
         curve.losses,
         smooth(curve),
         suggestions=found.suggestions,
         recommended=found.recommended,
+        picks=picks,
         title=f"Learning-rate range test{note}",
     )
     plots.save(figure, folder / "lr_finder.png")

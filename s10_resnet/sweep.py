@@ -126,12 +126,7 @@ def _carry_out(
     settings: Sweep, run: Session, variants: Sequence[Variant], folder: Path, rows: list[Row]
 ) -> dict[str, Any]:
     known = {(row["variant"], row["seed"]) for row in rows}
-    todo = [
-        (variant, seed)
-        for seed in (settings.seed + number for number in range(settings.runs))
-        for variant in variants
-        if (variant.label, seed) not in known
-    ]
+    todo = [(variant, seed) for seed in settings.seeds for variant in variants if (variant.label, seed) not in known]
     with files.locked(folder):
         outputs.write_json(folder / FILE, _content(settings, run, variants, rows))
         terminal.say(

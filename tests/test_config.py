@@ -175,6 +175,12 @@ def test_every_value_is_checked_on_the_way_back(field, value):
     assert ": must be " in str(caught.value)
 
 
+def test_the_seeds_of_runs_follow_each_other_round_the_end():
+    assert Config().seeds == [0]
+    assert Config(seed=5, runs=3).seeds == [5, 6, 7]
+    assert Config(seed=2**32 - 2, runs=3).seeds == [2**32 - 2, 2**32 - 1, 0]
+
+
 @pytest.mark.parametrize(("first", "last"), [(0.5, 0.5), (0.6, 0.5), (1.0, 1.0)])
 def test_mixing_ends_after_it_began(first, last):
     with pytest.raises(InputError, match=rf"^--mix-from {first}: must be below --mix-until {last}$"):

@@ -26,6 +26,24 @@ def test_smoothing_keeps_a_line_and_averages_noise():
     assert lr_finder.smooth(LRCurve(LRS, noise)).std() < 0.25
 
 
+def test_an_average_ends_with_the_shortest_of_its_curves():
+    curves = [LRCurve(LRS[:n], np.full(n, loss)) for n, loss in ((601, 1.0), (400, 2.0), (500, 6.0))]
+    average = lr_finder.average(curves)
+    np.testing.assert_array_equal(average.lrs, LRS[:400])
+    np.testing.assert_array_equal(average.losses, np.full(400, 3.0))
+
+
+def test_an_average_is_steadier_than_its_curves():
+    lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
+
+    def pick(tests):
+        curves = [LRCurve(lrs, adam_bowl(np.log10(lrs)) + rng.normal(0, 0.08, 100)) for _ in range(tests)]
+        return lr_finder.suggest(lr_finder.average(curves)).suggestions["bowl"]
+
+    one, ten = ([pick(tests) for _ in range(20)] for tests in (1, 10))
+    assert np.std(np.log(ten)) < 0.6 * np.std(np.log(one))
+
+
 def test_steepest_finds_the_middle_of_a_smooth_step():
     losses = 1 / (1 + np.exp(8 * (X + 3)))  # falls fastest at 1e-3
     assert lr_finder.steepest(LRS, losses) == pytest.approx(1e-3, rel=0.02)

@@ -468,6 +468,14 @@ def test_lr_range_emphasises_the_recommended_one():
     assert "recommended: valley" in legend(figure)
 
 
+def test_lr_range_shows_what_each_of_several_tests_recommends():
+    figure = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="bowl", picks=[1e-3, 2e-3])
+    (rug,) = [line for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert (list(rug.get_xdata()), rug.get_label()) == ([1e-3, 2e-3], "recommended by 2 tests alone")
+    alone = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="bowl")
+    assert "|" not in {line.get_marker() for line in alone.axes[0].lines}
+
+
 def test_lr_range_keeps_the_bowl_readable_when_the_loss_explodes(tmp_path):
     exploded = np.where(LRS > 0.05, 1e6, BOWL)
     exploded[-3:] = NAN

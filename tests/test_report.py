@@ -82,6 +82,6 @@ def test_a_network_without_mistakes(tmp_path, split):
 def test_the_range_test(tmp_path, drawn):
     lrs = np.logspace(-6, 0, 100)
     curve = LRCurve(lrs, 1 + (np.log10(lrs) + 2.5) ** 2)
-    report.draw_range_test(tmp_path, curve, suggest(curve), "")
+    report.draw_range_test(tmp_path, curve, suggest(curve), [], "")
     assert names(tmp_path) == ["lr_finder.png"]
     assert drawn["lr_range"][1]["recommended"] == "bowl"

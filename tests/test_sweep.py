@@ -1,6 +1,5 @@
 import json
 import math
-import signal
 
 import pytest
 
@@ -140,7 +139,7 @@ def test_a_learning_rate_that_cannot_be_found_is_a_result(tmp_path, monkeypatch)
 
 def test_what_is_stopped_goes_on_where_it_was(tmp_path, done, trained, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Totals, "add", 8, signal.SIGINT)  # of three steps a training: in the third
+        at_call(patch, Totals, "add", 8)  # of three steps a training: in the third
         with pytest.raises(Stopped):
             sweep.sweep(small_sweep(tmp_path, "flip=none cutout=0"))
     out = capsys.readouterr().out
