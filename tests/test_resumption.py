@@ -30,6 +30,30 @@ def test_a_run_goes_on_with_any_number_of_workers(finished, tmp_path, monkeypatc
     assert outcome(tmp_path / "run") == outcome(finished[1])
 
 
+KNOBS = {
+    "ema_decay": 0.8,
+    "peak_beta1": 0.7,
+    "bias_lr_factor": 3.0,
+    "flip": "alternating",
+    "cutout_probability": 0.5,
+    "rotation": 10.0,
+    "color_jitter": 0.2,
+    "mix": "mixup",
+    "mix_from": 0.5,
+}
+
+
+@pytest.mark.parametrize("call", [2, 4, 5])  # in the first epoch, and in the second, which is mixed
+def test_a_run_with_every_knob_turned_goes_on_to_the_same_bits(tmp_path, call):
+    recipe.train(small(tmp_path, name="whole", **KNOBS))
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Totals, "add", call)
+        with pytest.raises(signals.Stopped):
+            recipe.train(small(tmp_path, **KNOBS))
+    recipe.resume(tmp_path / "run", {"workers": 1})
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 def test_other_settings_are_refused_one_and_all(half):
     before = content_of(half)
     with pytest.raises(InputError) as caught:
