@@ -18,7 +18,7 @@ from s10_resnet.data import Split
 from s10_resnet.errors import InputError
 from s10_resnet.mixing import Mix, unmixed
 from s10_resnet.settings import flag
-from s10_resnet.state import TrainingState, hard
+from s10_resnet.state import TrainingState
 from s10_resnet.transforms import MEAN, STD
 
 WHITENED = 2000  # images that the first convolution is made for: 1.8 million patches
@@ -218,10 +218,14 @@ def loader(session: Session, epochs: int, first_step: int = 0) -> DataLoader:
 
 
 def samples(session: Session) -> tuple[np.ndarray, list[str]]:
-    """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and its classes."""
-    first = loader(session.alone, epochs=1)
+    """The first batch as it is augmented, uint8 ``[B, 32, 32, 3]``, and the classes of each image."""
+    first = loader(session.alone, session.config.epochs)
     images, targets = first.dataset[next(iter(first.sampler))]
-    return images.cpu().numpy(), [session.train.classes[label] for label in hard(targets)]
+    classes = session.train.classes
+    if targets.ndim == 1:
+        return images.cpu().numpy(), [classes[label] for label in targets]
+    shares = [sorted(zip(row.tolist(), classes, strict=True), reverse=True)[:2] for row in targets]
+    return images.cpu().numpy(), [" + ".join(name for share, name in two if share > 0) for two in shares]
 
 
 def evaluation_tensors(session: Session) -> tuple[torch.Tensor, torch.Tensor]:

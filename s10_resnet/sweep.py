@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
@@ -164,8 +163,7 @@ def _trained(run: Session, label: str) -> Row:
     )
     try:
         row["max_lr"] = config.max_lr if config.max_lr != "auto" else _found_lr(run)
-        state, criterion = session.training_state(run, row["max_lr"]), session.criterion(run)
-        on_device = session.evaluation_tensors(run)
+        state = session.training_state(run, row["max_lr"])
         with (
             terminal.Progress(config.epochs, len(run.train.labels), run.split) as progress,
             batches.running(session.loader(run, config.epochs)) as stream,
@@ -173,19 +171,20 @@ def _trained(run: Session, label: str) -> Row:
             for _ in engine.fit(
                 state,
                 stream,
-                criterion,
-                partial(engine.evaluate, state.result, *on_device, criterion, run.runtime),
+                session.criterion(run),
+                lambda: (0.0, 0.0, None),  # only the end counts
                 epochs=config.epochs,
                 steps_per_epoch=run.steps_per_epoch,
                 watch=progress.watch,
             ):
                 progress.advance()
+        state.check_weights()
     except TrainingError as error:
         return {**row, "failed": str(error)}
     return {
         **row,
         "train_accuracy": state.history[-1].train_accuracy,
-        **accuracies(state.result, *on_device, run.runtime),
+        **accuracies(state.result, *session.evaluation_tensors(run), run.runtime),
         "train_seconds": sum(record.train_seconds for record in state.history),
     }
 

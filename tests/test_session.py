@@ -227,7 +227,14 @@ def test_mixing_reaches_the_batches_of_its_epochs(place):
     batches = list(session.loader(run, epochs=4))
     assert [targets.ndim for _, targets in batches] == [1] * 3 + [2] * 3 + [1] * 6
     assert session.mix(run, 4).alpha == 0.7
-    assert len(session.samples(begin(limit=60, augment_on=place, mix="mixup"))[1]) == 25
+    _, names = session.samples(begin(limit=60, augment_on=place, **settings))
+    assert set(names) <= set(run.train.classes)
+    assert names == session.samples(begin(limit=60, augment_on=place))[1]
+    _, mixed = session.samples(begin(limit=60, augment_on=place, **{**settings, "mix_from": 0.0}))
+    larger, smaller = zip(*(name.split(" + ") for name in mixed if "+" in name), strict=True)
+    assert len(larger) > 15
+    assert set(larger + smaller) <= set(run.train.classes)
+    assert all(name in own for name, own in zip(names, mixed, strict=True))
 
 
 def test_weights_follow_the_seed_alone():

@@ -2,13 +2,14 @@ import json
 import math
 
 import pytest
+import torch
 
 from s10_resnet import files, flags, range_test, recipe, spread, sweep
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError
 from s10_resnet.options import Sweep
 from s10_resnet.signals import Stopped
-from s10_resnet.state import Totals
+from s10_resnet.state import Totals, TrainingState
 from s10_resnet.variants import AS_GIVEN
 from tests.runs import BOWL, at_call, content_of, small
 
@@ -23,7 +24,7 @@ def small_sweep(folder, *variants, **changes):
 @pytest.fixture(scope="module")
 def done(small_parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
-    settings = small_sweep(folder, "max-lr=1e-2,auto", "flip=none cutout=0")
+    settings = small_sweep(folder, "max-lr=1e-2,auto", "flip=none ema-decay=0.5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(range_test, "measure", lambda run: BOWL)
         return folder / "run", sweep.sweep(settings)
@@ -48,7 +49,7 @@ def known(content):
 
 def test_every_variant_is_trained_with_every_seed_seed_after_seed(done):
     folder, content = done
-    labels = [AS_GIVEN, "max-lr=1e-2", "max-lr=auto", "flip=none cutout=0"]
+    labels = [AS_GIVEN, "max-lr=1e-2", "max-lr=auto", "flip=none ema-decay=0.5"]
     assert known(content) == [(label, seed) for seed in (5, 6) for label in labels]
     assert json.loads((folder / "sweep.json").read_text()) == content
     assert {path.name for path in folder.iterdir()} == {"sweep.json", "sweep.png"}
@@ -58,7 +59,7 @@ def test_every_variant_is_trained_with_every_seed_seed_after_seed(done):
 
 def test_a_training_is_the_one_that_train_would_make(done, tmp_path):
     _, content = done
-    for label, changes in ((AS_GIVEN, {}), ("flip=none cutout=0", {"flip": "none", "cutout": 0})):
+    for label, changes in ((AS_GIVEN, {}), ("flip=none ema-decay=0.5", {"flip": "none", "ema_decay": 0.5})):
         summary = recipe.train(small(tmp_path, name=f"a-{len(label)}", val_size=50, seed=6, epochs=1, **changes))
         (row,) = (row for row in content["runs"] if (row["variant"], row["seed"]) == (label, 6))
         assert row["accuracy_none"] == summary["final_val_accuracy"]
@@ -89,7 +90,7 @@ def test_what_each_variant_is_worth(done):
         {},
         {"max_lr": 0.01},
         {"max_lr": "auto"},
-        {"flip": "none", "cutout": 0},
+        {"ema_decay": 0.5, "flip": "none"},
     ]
 
 
@@ -127,6 +128,18 @@ def test_a_training_that_breaks_is_a_result(tmp_path, capsys, monkeypatch):
     assert again["runs"] == content["runs"]
 
 
+def test_weights_that_broke_in_the_last_step_are_a_failure(tmp_path, monkeypatch):
+    end_epoch = TrainingState.end_epoch
+
+    def broken(state, *arguments):
+        end_epoch(state, *arguments)
+        torch.nn.init.constant_(state.model.resnet.linear.weight, math.nan)
+
+    monkeypatch.setattr(TrainingState, "end_epoch", broken)
+    content = sweep.sweep(small_sweep(tmp_path, runs=1))
+    assert content["runs"][0]["failed"].endswith("the weights are no longer finite numbers")
+
+
 def test_a_learning_rate_that_cannot_be_found_is_a_result(tmp_path, monkeypatch):
     curve = type(BOWL)(BOWL.lrs, BOWL.losses * 0 + 2.3)
     monkeypatch.setattr(range_test, "measure", lambda run: curve)
@@ -141,14 +154,14 @@ def test_what_is_stopped_goes_on_where_it_was(tmp_path, done, trained, capsys):
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, Totals, "add", 8)  # of three steps a training: in the third
         with pytest.raises(Stopped):
-            sweep.sweep(small_sweep(tmp_path, "flip=none cutout=0"))
+            sweep.sweep(small_sweep(tmp_path, "flip=none ema-decay=0.5"))
     out = capsys.readouterr().out
-    assert trained == [(AS_GIVEN, 5), ("flip=none cutout=0", 5), (AS_GIVEN, 6)]
+    assert trained == [(AS_GIVEN, 5), ("flip=none ema-decay=0.5", 5), (AS_GIVEN, 6)]
     assert out.splitlines()[-1] == f"python scripts/sweep.py --resume {tmp_path / 'run'} goes on"
-    assert "\nas given            1  " in out  # the table so far
+    assert "\nas given                 1  " in out  # the table so far
     del trained[:]
     content = sweep.resume(tmp_path / "run", {})
-    assert trained == [(AS_GIVEN, 6), ("flip=none cutout=0", 6)]
+    assert trained == [(AS_GIVEN, 6), ("flip=none ema-decay=0.5", 6)]
     whole = {(row["variant"], row["seed"]): row["accuracy_six"] for row in done[1]["runs"]}
     assert {(r["variant"], r["seed"]): r["accuracy_six"] for r in content["runs"]}.items() <= whole.items()
 
