@@ -8,6 +8,8 @@ workers, and a run can go on from any step.
 from __future__ import annotations
 
 import math
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from s10_resnet import signals
 from s10_resnet.batched import BatchedTransform
 from s10_resnet.data import Split
+from s10_resnet.errors import InputError
 from s10_resnet.mixing import unmixed
 from s10_resnet.transforms import mirror, pad, seed_transform, train_transform, use_one_thread
 
@@ -174,6 +177,27 @@ def train_loader(
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
+
+
+def require_sockets(workers: int) -> None:
+    """Makes sure that workers can send batches: through sockets in the system's folder for temporary files.
+
+    In a worker, where the path is too long for a socket, that would be found out by a thread of whose failure nobody
+    hears, and the first batch be waited for without end.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    if not workers or not hasattr(socket, "AF_UNIX"):
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix="pymp-") as folder, socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(f"{folder}/listener-{'x' * 8}")  # names as long as those of multiprocessing
+    except OSError as error:
+        raise InputError(
+            f"--workers {workers}: must be 0, or TMPDIR another folder: workers send batches through sockets in "
+            f"{tempfile.gettempdir()}, where none can be made ({error})"
+        ) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from s10_resnet import data, events, initialisation, model, optim, outputs, runtime
-from s10_resnet.batches import AugmentedBatches, DeviceBatches, Mixing, Plans, train_loader
+from s10_resnet.batches import AugmentedBatches, DeviceBatches, Mixing, Plans, require_sockets, train_loader
 from s10_resnet.config import Config
 from s10_resnet.data import Split
 from s10_resnet.errors import InputError
@@ -87,6 +87,7 @@ def begin(config: Config) -> Session:
     workers = config.workers
     if workers == "auto":
         workers = 0 if on_device else runtime.default_workers(run.device)
+    require_sockets(workers)
     if run.rank:
         run.meet()  # rank 0 comes first, and fetches what is not there
     train, evaluation, dataset = data.load(config.dataset, config.data_dir)

@@ -34,7 +34,7 @@ def _varied(content: Mapping[str, Any]) -> str | None:
         return None
     (name,) = names
     values = {changed.get(name, content["settings"][name]) for changed in changes} - {AUTO}
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numbers = all(isinstance(value, int | float) for value in values)  # of switches there are only two
     return name if numbers and len(values) >= 3 else None
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import tempfile
 
 import numpy as np
 import pytest
@@ -117,6 +118,16 @@ def test_where_images_are_augmented():
         samples, names = session.samples(run)
         np.testing.assert_array_equal(samples, images.numpy())
         assert names == [run.train.classes[label] for label in labels]
+
+
+def test_workers_that_could_send_nothing_are_told_at_once(tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * 100)  # the paths of sockets end at 107 bytes
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(InputError, match=r"^--workers 2: must be 0, or TMPDIR .* \(AF_UNIX path too long\)$"):
+        begin(workers=2)
+    assert not list(folder.iterdir())
+    assert begin(workers=0).workers == 0
 
 
 def test_what_lies_on_a_device_is_not_pinned(monkeypatch):
