@@ -8,7 +8,6 @@ flat bowl, on which those rules land ten times too low or thirty times too high.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +23,9 @@ with warnings.catch_warnings(action="ignore"):  # in a notebook it would like an
 from s10_resnet.engine import Criterion
 from s10_resnet.runtime import Runtime
 
-BANDWIDTH = 0.15  # decades; smoothing by learning rate, not by step, so that more steps do not move the answer
-BOWL_SHARE = 0.1
+# Of these two, values about as large as they are make the bowl's middle steadiest from seed to seed: results/LOG.md.
+BANDWIDTH = 0.2  # decades; smoothing by learning rate, not by step, so that more steps do not move the answer
+BOWL_SHARE = 0.2
 MIN_STEPS = 10  # of a curve worth reading
 
 
@@ -167,13 +167,21 @@ def bowl(lrs: np.ndarray, losses: np.ndarray, share: float = BOWL_SHARE) -> floa
     """The geometric middle of the learning rates whose loss is close to the minimum.
 
     Close means within ``share`` of the way from the minimum up to the loss at the start. Where the bottom is flat, the
-    place of the minimum is chance; the middle of the flat part is not.
+    place of the minimum is chance; the middle of the flat part is not. The rims lie between two steps, where the loss
+    crosses the line, so that the answer does not jump from step to step.
     """
-    least = losses.argmin()
-    inside = losses <= losses[least] + share * (losses[0] - losses[least])
-    left = least - np.argmin(inside[least::-1]) + 1
-    right = least + np.argmin(np.append(inside[least:], False)) - 1
-    return float(math.sqrt(lrs[left] * lrs[right]))
+    x, least = np.log10(lrs), int(losses.argmin())
+    line = losses[least] + share * (losses[0] - losses[least])
+    outside = np.flatnonzero(losses > line)
+    before, after = outside[outside < least], outside[outside > least]
+    left = _crossing(x, losses, line, before[-1], before[-1] + 1) if len(before) else x[0]
+    right = _crossing(x, losses, line, after[0] - 1, after[0]) if len(after) else x[-1]
+    return float(10 ** ((left + right) / 2))
+
+
+def _crossing(x: np.ndarray, y: np.ndarray, line: float, i: int, j: int) -> float:
+    """Where a straight line through the points i and j reaches a height between them."""
+    return float(x[i] + (line - y[i]) / (y[j] - y[i]) * (x[j] - x[i]))
 
 
 def suggest(curve: LRCurve) -> Suggestion:
