@@ -20,7 +20,7 @@ def adam_bowl(x):
 
 def test_smoothing_keeps_a_line_and_averages_noise():
     line = LRCurve(LRS, 3 - 0.2 * X)
-    inside = slice(60, -60)
+    inside = slice(120, -120)  # the ends have neighbours on one side only
     np.testing.assert_allclose(lr_finder.smooth(line)[inside], line.losses[inside], atol=1e-3)
     noise = np.random.default_rng(0).normal(size=len(LRS))
     assert lr_finder.smooth(LRCurve(LRS, noise)).std() < 0.25
@@ -109,7 +109,7 @@ def test_bowl_stays_put_where_the_minimum_jumps_about():
     for _ in range(20):
         curve = LRCurve(lrs, adam_bowl(np.log10(lrs)) + rng.normal(0, 0.08, 100))
         picks.append(lr_finder.suggest(curve).suggestions["bowl"])
-        minima.append(lrs[lr_finder.smooth(curve).argmin()])
+        minima.append(lrs[curve.losses.argmin()])
     assert max(picks) / min(picks) < 1.5
     assert max(minima) / min(minima) > 2.5
 
