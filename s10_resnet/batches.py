@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -160,8 +161,12 @@ class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
 def _mirrored(plan: Plan, images: int) -> np.ndarray:
     """Which images of a batch an alternating flip mirrors, bool ``[B]``: a function of seed, image and epoch alone."""
     seed, epoch, _, _ = plan.key
-    first = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ALTERNATING,))).random(images) < 0.5
-    return first[plan.samples] ^ bool(epoch % 2)
+    return _mirrored_at_first(seed, images)[plan.samples] ^ bool(epoch % 2)
+
+
+@lru_cache(maxsize=1)
+def _mirrored_at_first(seed: int, images: int) -> np.ndarray:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ALTERNATING,))).random(images) < 0.5
 
 
 def train_loader(

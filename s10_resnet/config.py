@@ -110,7 +110,7 @@ class Config(Settings):
     seed: int = knobs.whole(0, "seed of weights, order and augmentation", low=0, high=SEEDS - 1)
     runs: int = knobs.whole(
         1,
-        "trainings, in a folder each, with this seed and those after it; tells mean and spread",
+        "trainings, in a folder each, or range tests, with this seed and those after it; tells mean and spread",
         low=1,
         high=10_000,
     )
