@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any
 
 from s10_resnet import (
     batches,
@@ -19,43 +19,22 @@ from s10_resnet import (
     files,
     lr_finder,
     outputs,
-    plots,
     range_test,
     resumption,
     session,
     signals,
-    sweep_plots,
     terminal,
 )
-from s10_resnet.config import Config
 from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.evaluation import accuracies
 from s10_resnet.options import Sweep
 from s10_resnet.session import Session
 from s10_resnet.settings import flag
-from s10_resnet.spread import describe, difference
-from s10_resnet.variants import AS_GIVEN, Variant, expand
+from s10_resnet.sweep_results import FILE, Row, content, outcome, report, revived
+from s10_resnet.variants import Variant, expand
 from s10_resnet.views import VIEWS
 
-FILE = "sweep.json"
 FREE = (*resumption.FREE, "runs", "variants")  # what may change between the beginning of a sweep and its end
-
-
-class Row(TypedDict):
-    """What one training came to, after the last epoch; accuracies are fractions of 1, and NaN if it failed.
-
-    ``failed`` says why, or nothing.
-    """
-
-    variant: str
-    seed: int
-    failed: str
-    max_lr: float
-    train_accuracy: float
-    accuracy_none: float
-    accuracy_flip: float
-    accuracy_six: float
-    train_seconds: float
 
 
 @signals.heeded()
@@ -63,7 +42,7 @@ def sweep(settings: Sweep) -> dict[str, Any]:
     """Trains every variant with every seed, seed after seed, and says what each variant is worth.
 
     Returns:
-        The content of ``sweep.json``: see `_content`.
+        The content of ``sweep.json``: see `s10_resnet.sweep_results.content`.
 
     Raises:
         InputError: For settings or variants that do not fit; nothing has been written then.
@@ -91,10 +70,10 @@ def resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     folder = path.parent if path.name == FILE else path
     if not (folder / FILE).is_file():
         raise InputError(f"--resume {path}: must be the folder of a sweep, which holds {FILE}")
-    content = outputs.read_json(folder / FILE)
+    saved = outputs.read_json(folder / FILE)
     try:
-        begun = Sweep.from_json(content["settings"])
-        rows = [_revived(row) for row in content["runs"]]
+        begun = Sweep.from_json(saved["settings"])
+        rows = [revived(row) for row in saved["runs"]]
     except (InputError, KeyError, TypeError):
         raise InputError(f"--resume {folder}: {FILE} does not hold a sweep") from None
     changed = [
@@ -107,7 +86,7 @@ def resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     variants = (*begun.variants, *asked.get("variants", ()))
     settings = replace(begun, **{**asked, "variants": tuple(dict.fromkeys(variants))})
     run, variants = _begin(settings)
-    resumption.warn_of_changes({name: content.get(name) for name in run.environment}, run.environment)
+    resumption.warn_of_changes({name: saved.get(name) for name in run.environment}, run.environment)
     return _carry_out(settings, run, variants, folder, rows)
 
 
@@ -127,7 +106,7 @@ def _carry_out(
     known = {(row["variant"], row["seed"]) for row in rows}
     todo = [(variant, seed) for seed in settings.seeds for variant in variants if (variant.label, seed) not in known]
     with files.locked(folder):
-        outputs.write_json(folder / FILE, _content(settings, run, variants, rows))
+        outputs.write_json(folder / FILE, content(settings, run, variants, rows))
         terminal.say(
             f"{len(variants)} variants, {settings.runs} seeds each, {len(todo)} trainings to go; {run.dataset}: "
             f"{len(run.train.labels):,} training and {len(run.evaluation.labels):,} {run.split} images; "
@@ -137,16 +116,16 @@ def _carry_out(
             for number, (variant, seed) in enumerate(terminal.bar(todo, len(todo), "sweep", "run"), 1):
                 row = _trained(session.with_recipe(run, replace(variant.config, seed=seed)), variant.label)
                 rows.append(row)
-                outputs.write_json(folder / FILE, _content(settings, run, variants, rows))
-                terminal.say(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {_outcome(row)}")
+                outputs.write_json(folder / FILE, content(settings, run, variants, rows))
+                terminal.say(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {outcome(row)}")
         except signals.Stopped as stop:
             if rows and not stop.urgent:
-                _report(folder, _content(settings, run, variants, rows), run.note)
+                report(folder, content(settings, run, variants, rows), run.note)
             terminal.say(f"python scripts/sweep.py --resume {folder} goes on")
             raise
-        content = _content(settings, run, variants, rows)
-        _report(folder, content, run.note)
-    return content
+        result = content(settings, run, variants, rows)
+        report(folder, result, run.note)
+    return result
 
 
 def _trained(run: Session, label: str) -> Row:
@@ -194,102 +173,3 @@ def _found_lr(run: Session) -> float:
     if found.max_lr is None:
         raise TrainingError(f"--max-lr auto: {found.reason}")
     return found.max_lr
-
-
-def _content(settings: Sweep, run: Session, variants: Sequence[Variant], rows: Sequence[Row]) -> dict[str, Any]:
-    """What ``sweep.json`` holds.
-
-    Returns:
-        ``settings``; ``variants``, for each its label, settings that differ from those given, trainings that failed,
-        `s10_resnet.spread.describe` of the accuracies by views, and `s10_resnet.spread.difference` of the plain one to
-        that of the recipe as given; ``runs``, a `Row` each; the environment.
-    """
-    told = []
-    for variant in variants:
-        own = [row for row in rows if row["variant"] == variant.label]
-        good, reference = _good(own), _good([row for row in rows if row["variant"] == AS_GIVEN])
-        accuracy = {views: [row[f"accuracy_{views}"] for row in good] for views in VIEWS}
-        told.append(
-            {
-                "label": variant.label,
-                "changes": _changes(variant.config, variants[0].config),
-                "failed": len(own) - len(good),
-                "statistics": {views: describe(values) for views, values in accuracy.items()} if good else None,
-                "difference": difference(accuracy["none"], [row["accuracy_none"] for row in reference])
-                if good and reference and variant.label != AS_GIVEN
-                else None,
-            }
-        )
-    return {
-        "settings": settings.to_json(),
-        "variants": told,
-        "runs": [{name: _plain(value) for name, value in row.items()} for row in rows],
-        "dataset": run.dataset,
-        "split": run.split,
-        "evaluation_images": len(run.evaluation.labels),
-        **run.environment,
-    }
-
-
-def _good(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row["failed"]]
-
-
-def _changes(config: Config, base: Config) -> dict[str, Any]:
-    here, there = config.to_json(), base.to_json()
-    return {name: value for name, value in here.items() if value != there[name]}
-
-
-def _report(folder: Path, content: Mapping[str, Any], note: str) -> None:
-    """The picture, and last the table."""
-    what = f"{content['evaluation_images']:,} {content['split']} images"
-    plots.save(sweep_plots.draw(content, title=f"Accuracy on the {what}{note}"), folder / "sweep.png")
-    terminal.say(f"see {folder / FILE} and sweep.png")
-    terminal.say(f"\naccuracy after the last epoch in %, mean ± standard deviation, {content['dataset']}, {what}")
-    terminal.say("\n".join(terminal.aligned(list(_table(content)))))
-
-
-def _table(content: Mapping[str, Any]) -> Iterator[list[str]]:
-    yield ["settings", "n", *VIEWS, f"none, against {AS_GIVEN} (95 %)", "failed"]
-    for variant in content["variants"]:
-        statistics, gap = variant["statistics"], variant["difference"]
-        cells = ["-"] * (1 + len(VIEWS))
-        if statistics:
-            cells = [str(statistics["none"]["n"]), *(_spread(statistics[views]) for views in VIEWS)]
-        yield [variant["label"], *cells, _gap(gap) if gap else "-", str(variant["failed"])]
-
-
-def _spread(one: Mapping[str, Any]) -> str:
-    return f"{100 * one['mean']:.2f}" + ("" if one["std"] is None else f" ± {100 * one['std']:.2f}")
-
-
-def _gap(gap: Mapping[str, Any]) -> str:
-    interval = gap["interval"]
-    shown = "" if interval is None else f" ({100 * interval[0]:+.2f} to {100 * interval[1]:+.2f})"
-    return f"{100 * gap['difference']:+.2f}{shown}"
-
-
-def _outcome(row: Row) -> str:
-    if row["failed"]:
-        return f"failed: {row['failed']}"
-    shown = ", ".join(f"{100 * row[f'accuracy_{views}']:.2f} {views}" for views in VIEWS)
-    return f"{shown}; max LR {row['max_lr']:.3g}, {row['train_seconds']:.1f} s"
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, which has no word for NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _revived(row: Any) -> Row:
-    """A row from JSON.
-
-    Raises:
-        TypeError: For anything else than a row.
-    """
-    if not isinstance(row, dict):
-        raise TypeError
-    row = {name: math.nan if value is None else value for name, value in row.items()}
-    if {name: type(value) for name, value in row.items()} != get_type_hints(Row):
-        raise TypeError
-    return row
