@@ -27,10 +27,10 @@ def test_smoothing_keeps_a_line_and_averages_noise():
 
 
 def test_an_average_ends_with_the_shortest_of_its_curves():
-    curves = [LRCurve(LRS[:n], np.full(n, loss)) for n, loss in ((601, 1.0), (400, 2.0), (500, 6.0))]
+    curves = [LRCurve(LRS[:n], loss + np.arange(n)) for n, loss in ((601, 1.0), (400, 2.0), (500, 6.0))]
     average = lr_finder.average(curves)
     np.testing.assert_array_equal(average.lrs, LRS[:400])
-    np.testing.assert_array_equal(average.losses, np.full(400, 3.0))
+    np.testing.assert_array_equal(average.losses, 3.0 + np.arange(400))
 
 
 def test_an_average_is_steadier_than_its_curves():

@@ -66,6 +66,18 @@ def test_rectangles_have_the_proportions_of_the_image_and_reach_every_corner(bat
     assert torch.equal(changed[inside].any(2).sum(1), changed[inside].any(1).sum(1))  # squares, unless they hang over
 
 
+def test_half_of_an_image_is_a_square_of_22_pixels(batch):
+    images = batch[0][:1].repeat(500, 1, 1, 1)
+    images[1::2] += 100
+    result, _ = mixed("cutmix", images, torch.arange(500) % 2, alpha=100.0)  # shares of a half, by a few hundredths
+    sides = (result != images).all(-1).any(2).sum(1)
+    assert sides.max() in (22, 24)
+    assert 20 < sides[sides > 16].float().median() <= 22
+    inside = sides[(result == images).all(-1)[:, [0, 31]].all((1, 2)) & (sides > 0)]
+    assert len(inside) > 20
+    assert (inside % 2 == 0).all()  # as many pixels on both sides of the centre
+
+
 @pytest.mark.parametrize(("alpha", "spread"), [(0.2, 0.423), (1.0, 0.289), (8.0, 0.121)])
 def test_shares_follow_the_beta_distribution(alpha, spread):
     images, labels = torch.zeros(4000, 2, 2, 3, dtype=torch.uint8), torch.arange(4000) % CLASSES

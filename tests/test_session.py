@@ -130,6 +130,14 @@ def test_workers_that_could_send_nothing_are_told_at_once(tmp_path, monkeypatch)
     assert begin(workers=0).workers == 0
 
 
+def test_another_recipe_keeps_machine_and_images():
+    run = begin(limit=60)
+    other = Config(dataset="synthetic", batch_size=30, max_lr=0.1)
+    again = session.with_recipe(run, other)
+    assert again == run._replace(config=other)
+    assert again.steps_per_epoch == 2
+
+
 def test_what_lies_on_a_device_is_not_pinned(monkeypatch):
     monkeypatch.setattr(session, "DeviceBatches", lambda split, device, **augmentation: [])
     run = begin(limit=60)
