@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -197,7 +198,9 @@ def require_sockets(workers: int) -> None:
         return
     try:
         with tempfile.TemporaryDirectory(prefix="pymp-") as folder, socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(f"{folder}/listener-{'x' * 8}")  # names as long as those of multiprocessing
+            path = Path(folder) / f"listener-{'x' * 8}"  # names as long as those of multiprocessing
+            probe.bind(str(path))
+            path.unlink()
     except OSError as error:
         raise InputError(
             f"--workers {workers}: must be 0, or TMPDIR another folder: workers send batches through sockets in "
