@@ -108,7 +108,7 @@ def _carry_out(
     with files.locked(folder):
         outputs.write_json(folder / FILE, content(settings, run, variants, rows))
         terminal.say(
-            f"{len(variants)} variants, {settings.runs} seeds each, {len(todo)} trainings to go; {run.dataset}: "
+            f"{len(variants)} variants, n = {settings.runs} each, {len(todo)} trainings to go; {run.dataset}: "
             f"{len(run.train.labels):,} training and {len(run.evaluation.labels):,} {run.split} images; "
             f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers"
         )

@@ -97,7 +97,7 @@ def test_what_each_variant_is_worth(done):
 def test_the_table_comes_last(tmp_path, capsys):
     content = sweep.sweep(small_sweep(tmp_path, "max-lr=1e-2", limit=0, runs=1))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("2 variants, 1 seeds each, 2 trainings to go; synthetic: 150 training and 50 val images")
+    assert lines[0].startswith("2 variants, n = 1 each, 2 trainings to go; synthetic: 150 training and 50 val images")
     first, second = (f"{100 * row['accuracy_none']:.2f}" for row in content["runs"])
     assert lines[1].startswith(f"1/2  as given, seed 5: {first} none, ")
     assert lines[3] == f"see {tmp_path / 'run' / 'sweep.json'} and sweep.png"
