@@ -40,6 +40,8 @@ def find(run: Session, folder: Path) -> Suggestion:
     singles = [lr_finder.suggest(curve) for curve in curves]
     curve = lr_finder.average(curves)
     found = lr_finder.suggest(curve)
+    if not len(curve.lrs):
+        return found  # the first loss was no number: there is nothing to write down or to draw
     points = zip(curve.lrs, curve.losses, lr_finder.smooth(curve), strict=True)
     rows = [{"lr": lr, "loss": loss, "smoothed_loss": smoothed} for lr, loss, smoothed in points]
     if len(curves) > 1:

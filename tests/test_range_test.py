@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from s10_resnet import lr_finder, range_test, recipe, session
+from s10_resnet.errors import TrainingError
 from s10_resnet.lr_finder import LRCurve
 from tests.runs import BOWL, small
 
@@ -72,6 +73,13 @@ def test_a_test_that_finds_nothing_is_told_and_the_others_count(tmp_path, monkey
     tests = json.loads((tmp_path / "run" / "lr_finder.json").read_text())["tests"]
     assert [test["recommended_max_lr"] is None for test in tests] == [False, True, False]
     assert "a factor of 1.00, by 2 of 3 alone)  <- recommended" in capsys.readouterr().out
+
+
+def test_a_first_loss_that_is_no_number_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(range_test, "measure", lambda run: LRCurve(BOWL.lrs[:0], BOWL.losses[:0]))
+    with pytest.raises(TrainingError, match="the loss ran away after 0 steps"):
+        recipe.search_lr(small(tmp_path))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_one_seed_leaves_its_own_curve_alone(tmp_path, measured, capsys):
