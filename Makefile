@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test torture format clean
+.PHONY: train test stress format clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py --dataset auto --epochs 24
@@ -12,8 +12,8 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-torture: .venv/.installed
-	$(BIN)/python -m tests.torture --output results/reliability.json
+stress: .venv/.installed
+	$(BIN)/python -m tests.stress --output results/reliability.json
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -10,7 +10,7 @@ writing to outputs/quick
 >>> model = load_model("outputs/quick/last.pt")
 >>> model.classes[:3]
 ('circle', 'ring', 'triangle')
->>> from s10_resnet.data import load_synthetic
+>>> from s10_resnet.data.dataset import load_synthetic
 >>> test = load_synthetic()[1]
 >>> predict(model, test.images[:5]).shape  # or a list of picture files
 (5, 10)
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s10_resnet.config import Config
     from s10_resnet.errors import InputError, MachineError, TrainingError
-    from s10_resnet.prediction import predict
-    from s10_resnet.recipe import resume, search_lr, train
-    from s10_resnet.trained import load_model
+    from s10_resnet.evaluation.predict import predict
+    from s10_resnet.models.pretrained import load_model
+    from s10_resnet.training.recipe import resume, search_lr, train
 
 __all__ = [
     "Config",
@@ -45,11 +45,11 @@ _ROOMS = {
     "InputError": "errors",
     "MachineError": "errors",
     "TrainingError": "errors",
-    "load_model": "trained",
-    "predict": "prediction",
-    "resume": "recipe",
-    "search_lr": "recipe",
-    "train": "recipe",
+    "load_model": "models.pretrained",
+    "predict": "evaluation.predict",
+    "resume": "training.recipe",
+    "search_lr": "training.recipe",
+    "train": "training.recipe",
 }
 
 

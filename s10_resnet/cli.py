@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from s10_resnet import flags, signals
+from s10_resnet import flags
 from s10_resnet.config import Config
 from s10_resnet.errors import InputError, MachineError, TrainingError
 from s10_resnet.options import Benchmark, Comparison, Evaluation, Export, Prediction, Sweep
 from s10_resnet.settings import Settings
+from s10_resnet.utils import signals
 
 
 class Command(NamedTuple):
@@ -31,48 +32,51 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(
         Config,
-        "recipe.train",
+        "training.recipe.train",
         "Trains the custom ResNet on CIFAR-10.",
         "--epochs 24 --seed 1 --name second-try",
         "go on with a run: its folder, or a checkpoint in it; settings are the run's own",
     ),
     "find_lr": Command(
-        Config, "recipe.search_lr", "Runs the learning-rate range test and reads it.", "--finder-steps 200 --seed 1"
+        Config,
+        "training.recipe.search_lr",
+        "Runs the learning-rate range test and reads it.",
+        "--finder-steps 200 --seed 1",
     ),
     "sweep": Command(
         Sweep,
-        "sweep.sweep",
+        "experiments.sweep.sweep",
         "Trains variants of the recipe with several seeds each, on held-out images, and says what they are worth.",
         "max-lr=2e-3,5e-3,1e-2 'flip=alternating cutout=6' --runs 5",
         "go on with a sweep: its folder; settings are its own, with more --runs or variants if there are to be more",
     ),
     "evaluate": Command(
         Evaluation,
-        "evaluation.evaluate",
+        "evaluation.evaluate.evaluate",
         "Evaluates trained weights on the test images or on a folder of pictures.",
         "--checkpoint outputs/cifar10/best.pt --tta six",
     ),
     "predict": Command(
         Prediction,
-        "prediction.show",
+        "evaluation.predict.show",
         "Says what pictures are taken for: the three likeliest classes and their probabilities.",
         "--checkpoint outputs/cifar10/best.pt cat.jpg dog.png --plot seen.png",
     ),
     "compare": Command(
         Comparison,
-        "comparison.compare",
+        "experiments.compare.compare",
         "Lays the curves, results and settings of several runs beside each other.",
         "outputs/cifar10 outputs/second-try",
     ),
     "export": Command(
         Export,
-        "exporting.export",
+        "models.export.export",
         "Writes a trained network for other programs, and checks what it wrote.",
         "--checkpoint outputs/cifar10/best.pt --format onnx",
     ),
     "benchmark": Command(
         Benchmark,
-        "benchmark.benchmark",
+        "benchmark.benchmark.benchmark",
         "Times the stages of a training, beside the textbook script and a matrix product.",
         "--quick",
     ),
@@ -141,7 +145,7 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
             given = flags.read(command.settings, argv, resume=command.resume, **texts)
             path = given.pop("resume", None)
             settings = None if path else command.settings(**given)
-            module, function = command.function.split(".")
+            module, function = command.function.rsplit(".", 1)
             room = importlib.import_module(f"s10_resnet.{module}")
 
             prog, say = prog if say else f"{prog}: rank {rank}", True
@@ -155,7 +159,7 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
             how = "interrupted" if stop.signum == signal.SIGINT else "terminated"
             return _fail(f"{prog}: {how}", 128 + stop.signum, say=rank == "0")
         except Exception as error:
-            from s10_resnet import faults
+            from s10_resnet.utils import faults
 
             cause = faults.explain(error)
             if cause is None:

@@ -12,7 +12,7 @@ from s10_resnet.errors import InputError
 from s10_resnet.knobs import REQUIRED
 from s10_resnet.settings import Settings, flag
 
-VIEWS = ("none", "flip", "six")  # see `s10_resnet.views`
+VIEWS = ("none", "flip", "six")  # see `s10_resnet.evaluation.tta`
 FORMATS = ("onnx", "torch", "safetensors")
 QUICK = {"repeats": 3, "epochs": 1, "batch_size": 128, "limit": 512}  # what a quick benchmark comes to
 
@@ -28,7 +28,7 @@ def _tta() -> str:
 
 @dataclass(frozen=True)
 class Evaluation(Settings):
-    """What `s10_resnet.evaluation.evaluate` is asked for."""
+    """What `s10_resnet.evaluation.evaluate.evaluate` is asked for."""
 
     SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "split": "images", "device": "machine"}
 
@@ -47,7 +47,7 @@ class Evaluation(Settings):
 
 @dataclass(frozen=True)
 class Prediction(Settings):
-    """What `s10_resnet.prediction.show` is asked for."""
+    """What `s10_resnet.evaluation.predict.show` is asked for."""
 
     SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "json": "output", "device": "machine"}
 
@@ -65,7 +65,7 @@ class Prediction(Settings):
 
 @dataclass(frozen=True)
 class Comparison(Settings):
-    """What `s10_resnet.comparison.compare` is asked for."""
+    """What `s10_resnet.experiments.compare.compare` is asked for."""
 
     SECTIONS: ClassVar[dict[str, str]] = {"output_dir": "output"}
 
@@ -76,7 +76,7 @@ class Comparison(Settings):
 
 @dataclass(frozen=True)
 class Export(Settings):
-    """What `s10_resnet.exporting.export` is asked for."""
+    """What `s10_resnet.models.export.export` is asked for."""
 
     SECTIONS: ClassVar[dict[str, str]] = {"checkpoint": "network", "format": "output", "data_dir": "check"}
 
@@ -88,7 +88,7 @@ class Export(Settings):
 
 @dataclass(frozen=True)
 class Sweep(Config):
-    """What `s10_resnet.sweep.sweep` is asked for: a recipe, and what to try in place of parts of it."""
+    """What `s10_resnet.experiments.sweep.sweep` is asked for: a recipe, and what to try in place of parts of it."""
 
     SECTIONS: ClassVar[dict[str, str]] = {**Config.SECTIONS, "variants": "what to try"}
     FLAGLESS: ClassVar[frozenset[str]] = frozenset({"checkpoint_every_minutes", "tensorboard"})
@@ -108,7 +108,7 @@ class Sweep(Config):
 
 @dataclass(frozen=True)
 class Benchmark(Settings):
-    """What `s10_resnet.benchmark.benchmark` is asked for."""
+    """What `s10_resnet.benchmark.benchmark.benchmark` is asked for."""
 
     SECTIONS: ClassVar[dict[str, str]] = {
         "quick": "amount",

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet import checkpoint, data, files, model, recipe, report, runtime, signals, synthetic
 from s10_resnet.config import Config
-from s10_resnet.data import Split
-from s10_resnet.state import Totals
+from s10_resnet.data import dataset as data
+from s10_resnet.data import synthetic
+from s10_resnet.data.dataset import Split
+from s10_resnet.models import resnet as model
+from s10_resnet.reporting import figures as report
+from s10_resnet.training import recipe
+from s10_resnet.training.state import Totals
+from s10_resnet.utils import io as files
+from s10_resnet.utils import runtime, signals
+from s10_resnet.utils import serialization as checkpoint
 from tests.runs import at_call, small, small_network
 
 REPOSITORY = Path(__file__).resolve().parent.parent

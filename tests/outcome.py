@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from s10_resnet import checkpoint
+from s10_resnet.utils import serialization as checkpoint
 
 CLOCK = {"train_seconds", "eval_seconds", "test_seconds", "images_per_second", "seconds"}
 PLACE = {"workers", "git_commit"}  # of no consequence to the numbers

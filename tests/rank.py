@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torch
 
-from s10_resnet import data, engine, model, session, synthetic
-from s10_resnet.data import Split
+from s10_resnet.data import dataset as data
+from s10_resnet.data import synthetic
+from s10_resnet.data.dataset import Split
+from s10_resnet.models import resnet as model
+from s10_resnet.training import loop as engine
+from s10_resnet.training import session
 from tests.runs import small, small_network
 
 MAX_LR = 0.01

@@ -8,8 +8,9 @@ from collections import OrderedDict
 import numpy as np
 from torch import nn
 
-from s10_resnet import lr_finder, model
 from s10_resnet.config import Config
+from s10_resnet.models import resnet as model
+from s10_resnet.training import lr_finder
 
 PICTURES = {"samples.png", "lr_schedule.png", "curves.png", "confusion.png", "mistakes.png"}
 WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s10_resnet import lr_finder
-from s10_resnet.lr_finder import LRCurve
+from s10_resnet.training import lr_finder
+from s10_resnet.training.lr_finder import LRCurve
 
 FIRST_EIGHT = [0, 1, 2, 3, 5, 6, 7, 8]  # the seeds that were there when the rule was first changed
 Rule = Callable[[LRCurve], float]

@@ -1,0 +1,1 @@
+"""What trained weights are asked for: metrics, views, predictions, heat maps."""

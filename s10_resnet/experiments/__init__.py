@@ -1,0 +1,1 @@
+"""More than one training: repetitions, sweeps, comparisons."""

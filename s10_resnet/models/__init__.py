@@ -1,0 +1,1 @@
+"""The network: its layers, its first weights, its ways to a file and back."""

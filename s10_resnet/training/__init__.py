@@ -1,0 +1,1 @@
+"""One training: optimizer, loop, range test, and what it leaves."""

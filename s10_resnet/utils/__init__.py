@@ -1,0 +1,1 @@
+"""What the other packages stand on: files, folders, signals, the terminal, the device."""

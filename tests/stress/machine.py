@@ -1,0 +1,107 @@
+"""What the machine can do to a run, and what is left of it all."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.outcome import outcome
+from tests.stress.lab import SMALL, Ended, Lab, Row, Script, whole
+
+
+def machine(lab: Lab) -> Iterator[Row]:
+    """What the machine can do to a run: a full disk, a full /dev/shm, a killed worker, a killed rank."""
+    lab.reference()
+    results = lab.each(lambda check: check(lab), [_full_disk, _full_shared_memory, _killed_worker])
+    results.append(_killed_rank(lab))
+    problems = [problem for problem in results if problem]
+    what = "full disk, full /dev/shm, killed worker, killed rank: one line, checkpoint whole, goes on to the same bits"
+    yield Row("12", what, len(results), len(results) - len(problems), "", tuple(problems))
+
+
+def _goes_on(lab: Lab, run: Path, wanted: list) -> str:
+    end = lab.resume(run, "--workers", 0).ended()
+    return "" if end.code == 0 and outcome(run) == wanted else f"{run.name}: {end.code} {end.err[-300:]}"
+
+
+def _full_disk(lab: Lab) -> str:
+    """A disk for two checkpoints and no third, which only this process sees."""
+    run = lab.folder / "disk" / "run"
+    run.parent.mkdir()
+    kept = lab.folder / "kept"
+    command = (
+        f"mount -t tmpfs -o size=195m none {run.parent} && "
+        f'"$0" scripts/train.py {SMALL} --output-dir {run.parent} --name run; code=$?; cp -r {run} {kept}; exit $code'
+    )
+    end = _in_namespace(lab, command)
+    if not end.one_line(1) or "No space left on device; free some space" not in end.err:
+        return f"full disk: exit code {end.code}: {end.err[-300:]}"
+    if not whole(kept) or list(kept.glob(".*")):
+        return "full disk: no checkpoint, or a temporary file"
+    return _goes_on(lab, kept, lab.reference())
+
+
+def _full_shared_memory(lab: Lab) -> str:
+    """A /dev/shm for two batches of the eight that are made beforehand."""
+    command = (
+        "mount -t tmpfs -o size=160k none /dev/shm && "
+        f'"$0" scripts/train.py {SMALL} --workers 2 --output-dir {lab.folder} --name shm'
+    )
+    end = _in_namespace(lab, command)
+    if not end.one_line(1) or "--workers 0" not in end.err:
+        return f"full /dev/shm: exit code {end.code}: {end.err[-300:]}"
+    return _goes_on(lab, lab.folder / "shm", lab.reference())
+
+
+def _in_namespace(lab: Lab, command: str) -> Ended:
+    rights = [] if os.geteuid() == 0 else ["--map-root-user"]
+    script = Script(lab, [], prefix=["unshare", "--mount", *rights, "sh", "-c", command])
+    return script.ended()
+
+
+def _killed_worker(lab: Lab) -> str:
+    (lab.folder / "worker-tmp").mkdir()
+    # What a worker that is killed itself leaves of its sockets, nobody can know of.
+    script, steps = lab.train_noted("worker", SMALL, "--workers", 2, TMPDIR=str(lab.folder / "worker-tmp"))
+    script.wait_until(lambda: steps() >= 4)
+    children = Path(f"/proc/{script.process.pid}/task/{script.process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    end = script.ended()
+    if not end.one_line(1) or "a worker was killed" not in end.err or not whole(lab.folder / "worker"):
+        return f"killed worker: exit code {end.code}: {end.err[-300:]}"
+    return _goes_on(lab, lab.folder / "worker", lab.reference())
+
+
+def _killed_rank(lab: Lab) -> str:
+    """torchrun starts both again, and they go on to the bits of two that nothing happened to."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    runs, elsewhere = [lab.folder / "ranks", lab.folder / "rank-killed"], lab.folder / "ranks-tmp"
+    elsewhere.mkdir()  # for torchrun's own logs
+    for run in runs:
+        flags = [*shlex.split(SMALL), "--output-dir", lab.folder, "--name", run.name]
+        script = Script(lab, [*launch, "scripts/train.py", *flags], TMPDIR=str(elsewhere))
+        if run is runs[1]:
+            script.wait_until(lambda: (run / "checkpoint.pt").exists())  # noqa: B023
+            ranks = Path(f"/proc/{script.process.pid}/task/{script.process.pid}/children").read_text().split()
+            lab.sessions |= set(map(int, ranks))  # each has a session of its own
+            os.kill(int(ranks[-1]), signal.SIGKILL)
+        end = script.ended()
+        if end.code or "Traceback" in end.out + end.err:
+            return f"killed rank: exit code {end.code}: {end.err[-300:]}"
+    return "" if outcome(runs[0]) == outcome(runs[1]) else "killed rank: other bits"
+
+
+def remains(lab: Lab) -> Iterator[Row]:
+    """What is left of it all."""
+    end = time.monotonic() + 15  # a worker looks for its parent every 5 s
+    while lab.orphans() and time.monotonic() < end:
+        time.sleep(0.5)
+    found = {"orphans": lab.orphans(), "temporary files": lab.leftovers(), "hangs": lab.hung}
+    problems = tuple(f"{what}: {left}" for what, left in found.items() if left)
+    remark = ", ".join(f"{what}: {len(left)}" for what, left in found.items())
+    started = len(lab.sessions)
+    yield Row("11", f"left of the {started} processes: nothing", started, started - len(problems), remark, problems)

@@ -1,1 +1,0 @@
-"""The scripts under torture: killed, starved, lied to. Each check is a row of one table; ``make torture`` runs all."""

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from s10_resnet.reporting import figures as report
+from s10_resnet.reporting import plots
+from s10_resnet.training.loop import EpochRecord
+from s10_resnet.training.lr_finder import LRCurve, suggest
+
+RECORD = EpochRecord(
+    epoch=1,
+    train_loss=1.0,
+    train_accuracy=0.6,
+    eval_loss=1.2,
+    eval_accuracy=0.5,
+    lr=1e-3,
+    train_seconds=1.0,
+    eval_seconds=1.0,
+    images_per_second=50.0,
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What each plot function was called with, by its name; the pictures are drawn all the same."""
+    calls = {}
+
+    def spied(name, original):
+        def spy(*arguments, **keywords):
+            calls[name] = (arguments, keywords)
+            return original(*arguments, **keywords)
+
+        return spy
+
+    for name in ("curves", "lr_schedule", "image_grid", "confusion", "lr_range"):
+        monkeypatch.setattr(plots, name, spied(name, getattr(plots, name)))
+    return calls
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_plan(tmp_path, drawn, noise_images):
+    report.draw_plan(tmp_path, noise_images, ["cat"] * 20, [0.1, 0.2, 0.1, 0.0], 2, " (synthetic data)")
+    assert names(tmp_path) == ["lr_schedule.png", "samples.png"]
+    for _, keywords in drawn.values():
+        assert keywords["title"].endswith(" (synthetic data)")
+    assert drawn["lr_schedule"][1]["steps_per_epoch"] == 2
+
+
+def test_the_results(tmp_path, drawn, split):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(10), 50)
+    probabilities[:30] = 0.95 * np.eye(10)[split.labels[:30]] + 0.005  # the first thirty are right
+    report.draw_results(tmp_path, [RECORD], split, "val", probabilities, " (synthetic data)")
+    assert names(tmp_path) == ["confusion.png", "curves.png", "mistakes.png"]
+    for _, keywords in drawn.values():
+        assert keywords["title"].endswith(" (synthetic data)")
+    assert drawn["curves"][1]["split"] == "val"
+
+    predicted = probabilities.argmax(1)
+    matrix = drawn["confusion"][0][0]
+    for true in range(10):
+        for taken_for in range(10):
+            expected = sum(t == true and p == taken_for for t, p in zip(split.labels, predicted, strict=True))
+            assert matrix[true, taken_for] == expected
+
+    (images, captions), _ = drawn["image_grid"]
+    wrong = [i for i in range(50) if predicted[i] != split.labels[i]]
+    wrong.sort(key=lambda i: -probabilities[i].max())
+    assert len(wrong) == len(captions) > 5
+    for i, image, caption in zip(wrong, images, captions, strict=True):
+        np.testing.assert_array_equal(image, split.images[i])
+        pair = f"{split.classes[predicted[i]]} / {split.classes[split.labels[i]]}"
+        assert caption == f"{pair}\n{100 * probabilities[i].max():.0f} %"
+
+
+def test_a_network_without_mistakes(tmp_path, split):
+    report.draw_results(tmp_path, [RECORD], split, "test", np.eye(10)[split.labels], "")
+    assert "mistakes.png" in names(tmp_path)
+
+
+def test_the_range_test(tmp_path, drawn):
+    lrs = np.logspace(-6, 0, 100)
+    curve = LRCurve(lrs, 1 + (np.log10(lrs) + 2.5) ** 2)
+    report.draw_range_test(tmp_path, curve, suggest(curve), [], "")
+    assert names(tmp_path) == ["lr_finder.png"]
+    assert drawn["lr_range"][1]["recommended"] == "bowl"

@@ -1,0 +1,107 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from s10_resnet.errors import InputError
+from s10_resnet.utils import runtime
+
+
+def test_auto_finds_a_device_that_works():
+    run = runtime.start("auto", "auto")
+    assert torch.ones(2, device=run.device).sum().item() == 2
+    assert run.precision in runtime.DTYPES
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_cuda_where_there_is_none(device):
+    with pytest.raises(InputError, match=f"^--device {device}: must be one of auto, cpu.* on this machine$"):
+        runtime.start(device, "auto")
+
+
+def test_fp16_is_for_cuda():
+    with pytest.raises(InputError, match=r"^--precision fp16: must be auto, fp32 or bf16 on cpu"):
+        runtime.start("cpu", "fp16")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_gives_the_format_asked_for(precision, dtype):
+    run = runtime.start("cpu", precision)
+    with run.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert not run.scaler.is_enabled()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32"), ({}, "fp32")],
+)
+def test_a_cpu_takes_bf16_only_where_it_has_instructions_for_it(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert runtime.best_precision(torch.device("cpu")) == precision
+
+
+def test_a_torch_that_knows_nothing_of_the_cpu_takes_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert runtime.best_precision(torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp16")])
+def test_older_cuda_devices_take_fp16(monkeypatch, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert runtime.best_precision(torch.device("cuda")) == precision
+
+
+def test_workers_help_a_device_but_take_cores_from_a_cpu(monkeypatch):
+    assert runtime.default_workers(torch.device("cpu")) == 0
+    for cores, workers in ((1, 1), (8, 8), (64, 16)):
+        monkeypatch.setattr(runtime, "_usable_cores", lambda cores=cores: cores)
+        assert runtime.default_workers(torch.device("cuda")) == workers
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept_for_the_next_step_on_a_cpu():
+    script = """
+import resource, sys, torch
+from s10_resnet.utils import runtime
+runtime._device = torch.device
+runtime.start(sys.argv[1], "fp32")
+for _ in range(4):
+    torch.ones(80 * 2**20, dtype=torch.uint8)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+    on_cpu, elsewhere = (
+        int(subprocess.run([sys.executable, "-c", script, device], capture_output=True, check=True).stdout)
+        for device in ("cpu", "meta")
+    )
+    assert on_cpu < elsewhere / 3
+
+
+def test_one_process_speaks_to_nobody():
+    run = runtime.start("cpu", "fp32")
+    model, tensor = torch.nn.Linear(2, 2), torch.ones(3)
+    assert (run.rank, run.world_size) == (0, 1)
+    assert run.parallel(model) is model
+    assert run.total(tensor) is tensor
+    assert run.share(0.25) == 0.25
+
+
+def test_determinism_is_asked_of_torch_only_when_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    runtime.start("cpu", "fp32")
+    assert not asked
+    assert torch.backends.cudnn.benchmark
+    runtime.start("cpu", "fp32", deterministic=True)
+    assert asked == [(True, True)]
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
