@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test stress format clean
+BASE ?= a828d3c
+HEAD ?= WORKTREE
+
+.PHONY: train test test-all stress golden format clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py --dataset auto --epochs 24
@@ -10,10 +13,17 @@ train: .venv/.installed
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 stress: .venv/.installed
 	$(BIN)/python -m tests.stress --output results/reliability.json
+
+golden: .venv/.installed # make golden BASE=main HEAD=WORKTREE
+	$(BIN)/python -m tests.golden $(BASE) $(HEAD)
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -1,167 +1,127 @@
-"""The commands: flags in, exit code out. They are the scripts, and the entry points of an installed package."""
+"""The commands: flags in, exit code out. They are the scripts, the entry points and ``python -m s10_resnet``."""
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from s10_resnet import flags
-from s10_resnet.config import Config
-from s10_resnet.errors import InputError, MachineError, TrainingError
-from s10_resnet.options import Benchmark, Comparison, Evaluation, Export, Prediction, Sweep
-from s10_resnet.settings import Settings
-from s10_resnet.utils import signals
+from s10_resnet import arguments, config
+from s10_resnet.errors import EnvironmentFailure, InputError, TrainingError, explain_system_error
+from s10_resnet.utils.console import write_text
+from s10_resnet.utils.launch import launch_env
+from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown, ignore_signals
 
 
 class Command(NamedTuple):
-    """What a command does, with which settings."""
+    """A command: its settings, the function that takes them, and its texts in --help."""
 
-    settings: type[Settings]
-    function: str  # module and name, imported once the flags are good: torch takes seconds
+    settings: type[config.Settings]
+    function: str  # module:name below the package, imported once the flags are valid: torch takes seconds
     description: str
-    example: str  # flags
-    resume: str = ""  # what ``--resume`` does, where there is that flag; it calls ``resume`` of the same module
+    example: str
+    resume: str = ""  # what --resume does, where there is that flag; the module's function ``resume`` is called
 
 
 COMMANDS = {
     "train": Command(
-        Config,
-        "training.recipe.train",
-        "Trains the custom ResNet on CIFAR-10.",
-        "--epochs 24 --seed 1 --name second-try",
-        "go on with a run: its folder, or a checkpoint in it; settings are the run's own",
+        config.TrainConfig,
+        "training.trainer:train",
+        "Trains the ResNet on CIFAR-10.",
+        "--epochs 24 --seed 1 --name second-run",
+        "continue a run: its folder, or a checkpoint in it; the settings are those of the run",
     ),
     "find_lr": Command(
-        Config,
-        "training.recipe.search_lr",
-        "Runs the learning-rate range test and reads it.",
-        "--finder-steps 200 --seed 1",
+        config.FindLRConfig,
+        "training.trainer:find_lr",
+        "Recommends a maximum learning rate by the range test.",
+        "--lr-finder-steps 200 --seed 1",
     ),
     "sweep": Command(
-        Sweep,
-        "experiments.sweep.sweep",
-        "Trains variants of the recipe with several seeds each, on held-out images, and says what they are worth.",
-        "max-lr=2e-3,5e-3,1e-2 'flip=alternating cutout=6' --runs 5",
-        "go on with a sweep: its folder; settings are its own, with more --runs or variants if there are to be more",
+        config.SweepConfig,
+        "experiments.sweep:sweep",
+        "Trains several seeds and variants; evaluates on held-out images.",
+        "max-lr=2e-3,5e-3 --num-seeds 5",
+        "continue a sweep: its folder; more seeds or variants may be added",
     ),
     "evaluate": Command(
-        Evaluation,
-        "evaluation.evaluate.evaluate",
-        "Evaluates trained weights on the test images or on a folder of pictures.",
-        "--checkpoint outputs/cifar10/best.pt --tta six",
+        config.EvaluateConfig,
+        "evaluation.evaluate:evaluate_checkpoint",
+        "Evaluates weights on the test images or on a folder of images.",
+        "--checkpoint outputs/cifar10 --tta flip_shift",
     ),
     "predict": Command(
-        Prediction,
-        "evaluation.predict.show",
-        "Says what pictures are taken for: the three likeliest classes and their probabilities.",
-        "--checkpoint outputs/cifar10/best.pt cat.jpg dog.png --plot seen.png",
+        config.PredictConfig,
+        "evaluation.predict:predict_images",
+        "Prints the three most probable classes of images.",
+        "cat.jpg dog.png --checkpoint outputs/cifar10",
     ),
     "compare": Command(
-        Comparison,
-        "experiments.compare.compare",
-        "Lays the curves, results and settings of several runs beside each other.",
-        "outputs/cifar10 outputs/second-try",
+        config.CompareConfig,
+        "experiments.compare:compare",
+        "Compares the curves, results and settings of runs.",
+        "outputs/cifar10 outputs/second-run",
     ),
     "export": Command(
-        Export,
-        "models.export.export",
-        "Writes a trained network for other programs, and checks what it wrote.",
-        "--checkpoint outputs/cifar10/best.pt --format onnx",
+        config.ExportConfig,
+        "models.export:export",
+        "Exports weights to ONNX or safetensors, and checks the file.",
+        "--checkpoint outputs/cifar10 --format onnx",
     ),
     "benchmark": Command(
-        Benchmark,
-        "benchmark.benchmark.benchmark",
-        "Times the stages of a training, beside the textbook script and a matrix product.",
+        config.BenchmarkConfig,
+        "benchmark.benchmark:benchmark",
+        "Times the stages of a training, beside a baseline script.",
         "--quick",
     ),
 }
 
 
-def train(argv: Sequence[str] | None = None) -> int:
-    """``s10-train``, and ``scripts/train.py``."""
-    return run("train", argv)
-
-
-def find_lr(argv: Sequence[str] | None = None) -> int:
-    """``s10-find-lr``, and ``scripts/find_lr.py``."""
-    return run("find_lr", argv)
-
-
-def sweep(argv: Sequence[str] | None = None) -> int:
-    """``s10-sweep``, and ``scripts/sweep.py``."""
-    return run("sweep", argv)
-
-
-def evaluate(argv: Sequence[str] | None = None) -> int:
-    """``s10-evaluate``, and ``scripts/evaluate.py``."""
-    return run("evaluate", argv)
-
-
-def predict(argv: Sequence[str] | None = None) -> int:
-    """``s10-predict``, and ``scripts/predict.py``."""
-    return run("predict", argv)
-
-
-def compare(argv: Sequence[str] | None = None) -> int:
-    """``s10-compare``, and ``scripts/compare.py``."""
-    return run("compare", argv)
-
-
-def export(argv: Sequence[str] | None = None) -> int:
-    """``s10-export``, and ``scripts/export.py``."""
-    return run("export", argv)
-
-
-def benchmark(argv: Sequence[str] | None = None) -> int:
-    """``s10-benchmark``, and ``scripts/benchmark.py``."""
-    return run("benchmark", argv)
-
-
 def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs one of the `COMMANDS`.
+    """Runs a command.
 
     Args:
-        name: Which one.
+        name: One of `COMMANDS`.
         argv: The arguments after the program's name; by default those of this process.
-        prog: What the program is called; by default as this process was.
+        prog: Name of the program in messages; by default that of this process.
 
     Returns:
-        0; 1 if the training or the machine failed; 2 if the input was bad; 130 after Ctrl-C, 143 after SIGTERM. The
-        last four say why in one line.
+        0; 1 if the training or the machine failed; 2 if the input was bad; 130 after Ctrl-C, 143 after SIGTERM. All
+        but 0 print why, in one line.
     """
     command = COMMANDS[name]
     prog = prog or Path(sys.argv[0]).name
+    rank, started = 0, False
     texts = {"prog": prog, "description": command.description, "epilog": f"example: {prog} {command.example}"}
-    rank = os.environ.get("RANK") or "0"
-    say = rank == "0"  # of bad flags, which all ranks have been given
-    with signals.heeded():
+    with graceful_shutdown():
         try:
-            given = flags.read(command.settings, argv, resume=command.resume, **texts)
+            rank = launch_env().rank
+            given = arguments.parse_args(command.settings, argv, resume_help=command.resume, **texts)
             path = given.pop("resume", None)
             settings = None if path else command.settings(**given)
-            module, function = command.function.rsplit(".", 1)
-            room = importlib.import_module(f"s10_resnet.{module}")
-
-            prog, say = prog if say else f"{prog}: rank {rank}", True
-            room.resume(path, given) if path else getattr(room, function)(settings)
+            module_name, function = command.function.split(":")
+            module = importlib.import_module(f"s10_resnet.{module_name}")
+            prog, started = f"{prog}: rank {rank}" if rank else prog, True
+            if path:
+                module.resume(path, given)
+            else:
+                getattr(module, function)(settings)
         except InputError as error:
-            return _fail(f"{prog}: error: {error}", 2, say)
-        except (TrainingError, MachineError) as error:
+            # All ranks are given the same flags: one of them says what is wrong with them.
+            return _fail(f"{prog}: error: {error}", 2, silent=rank > 0 and not started)
+        except (TrainingError, EnvironmentFailure) as error:
             return _fail(f"{prog}: failed: {error}", 1)
-        except signals.Stopped as stop:
-            signals.ignore()  # one more would only change the exit code
-            how = "interrupted" if stop.signum == signal.SIGINT else "terminated"
-            return _fail(f"{prog}: {how}", 128 + stop.signum, say=rank == "0")
+        except ShutdownRequested as request:
+            ignore_signals()  # another one would only change the exit code
+            how = "interrupted" if request.signum == signal.SIGINT else "terminated"
+            return _fail(f"{prog}: {how}", 128 + request.signum, silent=rank > 0)
         except Exception as error:
-            from s10_resnet.utils import faults
-
-            cause = faults.explain(error)
+            cause = explain_system_error(error)
             if cause is None:
                 raise
             return _fail(f"{prog}: failed: {cause}", 1)
@@ -171,7 +131,33 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
     return 0
 
 
-def _fail(line: str, code: int, say: bool = True) -> int:
-    if say:
-        print(" ".join(line.splitlines()), file=sys.stderr)
+def _fail(line: str, code: int, *, silent: bool = False) -> int:
+    if not silent:
+        write_text(sys.stderr, " ".join(line.splitlines()) + "\n")
     return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m s10_resnet COMMAND ...``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    names = {name.replace("_", "-"): name for name in COMMANDS}
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print("usage: python -m s10_resnet COMMAND [--help] ...\n")
+        for shown, name in names.items():
+            print(f"  {shown:<10} {COMMANDS[name].description}")
+        return 0
+    name = argv[0].replace("-", "_")
+    if name in COMMANDS:
+        return run(name, argv[1:], prog=f"python -m s10_resnet {argv[0]}")
+    return _fail(f"s10_resnet: error: {config.printable(argv[0])}: must be one of {', '.join(names)}", 2)
+
+
+# The entry points, and what the scripts call.
+train = partial(run, "train")
+find_lr = partial(run, "find_lr")
+sweep = partial(run, "sweep")
+evaluate = partial(run, "evaluate")
+predict = partial(run, "predict")
+compare = partial(run, "compare")
+export = partial(run, "export")
+benchmark = partial(run, "benchmark")

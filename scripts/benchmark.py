@@ -1,4 +1,4 @@
-"""Times the stages of a training beside the textbook script: ``python scripts/benchmark.py --quick``."""
+"""Times the stages of a training beside a baseline script: ``python scripts/benchmark.py --quick``."""
 
 import sys
 

@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet.config import Config
-from s10_resnet.data import dataset as data
+from s10_resnet.config import TrainConfig
 from s10_resnet.data import synthetic
 from s10_resnet.data.dataset import Split
-from s10_resnet.models import resnet as model
-from s10_resnet.reporting import figures as report
-from s10_resnet.training import recipe
-from s10_resnet.training.state import Totals
-from s10_resnet.utils import io as files
-from s10_resnet.utils import runtime, signals
-from s10_resnet.utils import serialization as checkpoint
-from tests.runs import at_call, small, small_network
+from s10_resnet.models.resnet import build_model
+from s10_resnet.training import trainer
+from s10_resnet.utils import runtime, serialization
+from tests.runs import small, stop, use_small_parts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -34,8 +29,8 @@ def cifar_root() -> Path:
 
 @pytest.fixture
 def split() -> Split:
-    """Fifty drawn images of the ten classes."""
-    return Split(*synthetic.draw(50, seed=7), synthetic.CLASSES)
+    """Fifty synthetic images of the ten classes."""
+    return Split(*synthetic.generate(50, seed=7), synthetic.CLASSES)
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def noise_images() -> np.ndarray:
 @pytest.fixture
 def cpu() -> runtime.Runtime:
     """fp32 on the CPU: the same numbers on every machine."""
-    return runtime.start("cpu", "fp32")
+    return runtime.init_runtime("cpu", "fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +51,14 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """A command that ends by a signal ignores any other from then on: its process would end."""
+    """Restores the handlers after a command that was ended by a signal, which ignores all others from then on.
+
+    A shell starts its background jobs with SIGINT ignored, which the package respects: tests hear it nevertheless.
+    """
     before = handlers()
+    for signum, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler)
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -65,13 +66,13 @@ def _handlers() -> Iterator[None]:
 
 @pytest.fixture
 def heard_by_nobody(_handlers: None) -> None:
-    """A signal that is not heeded fails its test, and ends neither the tests nor those after it."""
+    """A signal that is not handled fails its test, and ends neither the tests nor those after it."""
     for signum in handlers():
         signal.signal(signum, unheard)
 
 
 def unheard(signum: int, frame: object) -> None:
-    raise AssertionError(f"{signal.Signals(signum).name} was not heeded")
+    raise AssertionError(f"{signal.Signals(signum).name} was not handled")
 
 
 def handlers() -> dict:
@@ -80,45 +81,33 @@ def handlers() -> dict:
 
 @pytest.fixture(scope="module")
 def small_parts() -> Iterator[None]:
-    """A network that trains in no time, and pictures that draw themselves."""
-    parts = tuple(Split(*synthetic.draw(200, seed), synthetic.CLASSES) for seed in (1, 2))
-
-    def draw(*names):
-        return lambda folder, *_: [files.write_whole(folder / name, b"") for name in names]
-
+    """A network that trains in no time, few images and no plots."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load_synthetic", lambda: parts)
-        patch.setattr(model, "build_network", small_network)
-        patch.setattr(report, "draw_plan", draw("samples.png", "lr_schedule.png"))
-        patch.setattr(report, "draw_results", draw("curves.png", "confusion.png", "mistakes.png"))
+        use_small_parts(patch)
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def finished(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path, dict]:
     """A run that nothing interrupted: its config, folder and summary."""
     config = small(tmp_path_factory.mktemp("outputs"))
-    return config, config.output_dir / "run", recipe.train(config)
+    return config, config.output_dir / "run", trainer.train(config)
 
 
 @pytest.fixture
 def half(small_parts: None, tmp_path: Path) -> Path:
-    """A run that was stopped in its second epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Totals, "add", 5)
-        with pytest.raises(signals.Stopped):
-            recipe.train(small(tmp_path))
-    return tmp_path / "run"
+    """A run that was stopped after the first step of its second epoch."""
+    return stop(small(tmp_path), 5)
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves as ``last.pt``: the true network, with random weights and running statistics."""
+    """A ``last.pt`` of the real network, with random weights and running statistics."""
     torch.manual_seed(5)
-    network = model.build_network((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    network = build_model((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     network(torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8))  # in training mode: moves the statistics
     path = tmp_path_factory.mktemp("weights") / "last.pt"
-    checkpoint.save(path, weights_content(network))
+    serialization.save(path, weights_content(network))
     return path
 
 
@@ -126,8 +115,9 @@ def weights_content(network: torch.nn.Module) -> dict:
     return {
         "model": network.state_dict(),
         "epoch": 3,
-        "test_accuracy": 0.25,
+        "eval_accuracy": 0.25,
+        "eval_split": "test",
         "dataset": "synthetic",
         "classes": list(synthetic.CLASSES),
-        "config": Config(dataset="synthetic").to_json(),
+        "config": TrainConfig(dataset="synthetic").to_json(),
     }

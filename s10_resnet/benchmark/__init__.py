@@ -1,1 +1,1 @@
-"""What a training costs, beside a plain script."""
+"""What a training costs, beside a baseline script."""

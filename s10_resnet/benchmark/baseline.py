@@ -1,36 +1,44 @@
-"""The script of this assignment as it is usually written, for the benchmark to measure the package against.
+"""A plain training script, as this assignment is usually solved: what the benchmark measures the package against.
 
-A picture at a time through PIL and Albumentations, Normalize and ToTensorV2 last; the default collate function; fp32 in
-contiguous memory; the loss read after every step; plain Adam. Nothing in it is slowed down, and nothing is tuned. The
-network, the augmentation, the schedule and the reading of the files are the package's, so that the two do the same
-work. ``python -m s10_resnet.benchmark.baseline --help``
+Single images through PIL and Albumentations, Normalize and ToTensorV2 last; the default collate function; fp32 in
+contiguous memory; the loss read after every step; Adam as it comes. Nothing is slowed down on purpose, and nothing is
+tuned. Network, augmentation, schedule and data set are the package's, so that both do the same work.
+
+``python -m s10_resnet.benchmark.baseline --help``
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from s10_resnet.data import dataset as data
-from s10_resnet.data.dataset import Split
+from s10_resnet.data.dataset import Split, load_dataset
 from s10_resnet.data.transforms import MEAN, STD, A
 from s10_resnet.models.resnet import ResNet9
-from s10_resnet.training.optim import one_cycle
+from s10_resnet.training.optim import create_scheduler
 
-Parts = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
+PIPELINE_IMAGES = 2048  # that the input pipeline is timed with, at least: a tenth of a second and more
+UNLIMITED = 1_000_000  # steps: the schedule of a measurement never ends
+
+Training = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
 
-def transform(*, train: bool) -> A.Compose:
-    """What a picture goes through, uint8 ``[32, 32, 3]`` to float32 ``[3, 32, 32]``."""
+def create_transform(*, train: bool) -> A.Compose:
+    """Returns a transform from a uint8 image ``[32, 32, 3]`` to float32 ``[3, 32, 32]``."""
     augmentation = [
         A.Pad(4, border_mode=cv2.BORDER_REFLECT_101),
         A.RandomCrop(32, 32),
@@ -46,88 +54,119 @@ def transform(*, train: bool) -> A.Compose:
     return A.Compose([*(augmentation if train else []), A.Normalize(MEAN, STD), A.ToTensorV2()])
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Single images, float32 ``[3, 32, 32]``, and labels, by way of PIL, as in `torchvision.datasets.CIFAR10`."""
+class Images(Dataset[tuple[Tensor, int]]):
+    """Single images, float32 ``[3, 32, 32]``, and labels, through PIL as in `torchvision.datasets.CIFAR10`."""
 
     def __init__(self, split: Split, *, train: bool) -> None:
         self.split = split
-        self.transform = transform(train=train)
+        self.transform = create_transform(train=train)
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture = Image.fromarray(self.split.images[index])
-        return self.transform(image=np.array(picture))["image"], int(self.split.labels[index])
+        image = Image.fromarray(self.split.images[index])
+        return self.transform(image=np.array(image))["image"], int(self.split.labels[index])
 
 
-def loader(split: Split, batch_size: int, workers: int, *, train: bool, pin_memory: bool = False) -> DataLoader:
-    """Batches of float32 images ``[B, 3, 32, 32]`` and labels ``[B]``; shuffled if they are to train on."""
-    pictures = Pictures(split, train=train)
-    return DataLoader(pictures, batch_size, shuffle=train, num_workers=workers, pin_memory=pin_memory)
+def create_training(device: torch.device, *, max_lr: float, total_steps: int) -> Training:
+    """Returns network, optimizer and scheduler."""
+    model = ResNet9().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4)
+    schedule: dict[str, Any] = {"pct_start": 0.2, "anneal_strategy": "linear"}
+    schedule |= {"div_factor": 25.0, "final_div_factor": 1e4, "max_lr": max_lr, "total_steps": total_steps}
+    return model, optimizer, create_scheduler(optimizer, **schedule)
 
 
-def build(device: torch.device, *, max_lr: float, total_steps: int) -> Parts:
-    """Network, optimizer and scheduler."""
-    network = ResNet9().to(device)
-    optimizer = torch.optim.Adam(network.parameters(), weight_decay=1e-4)
-    factors = {"pct_start": 0.2, "anneal": "linear", "div_factor": 25.0, "final_div_factor": 1e4}
-    return network, optimizer, one_cycle(optimizer, max_lr=max_lr, total_steps=total_steps, **factors)
-
-
-def train_steps(parts: Parts, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[float]:
-    """Takes one optimizer step a batch and gives the loss of each."""
-    network, optimizer, scheduler = parts
-    network.train()
+def train_steps(training: Training, batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[float]:
+    """Takes one optimizer step per batch, and yields its loss."""
+    model, optimizer, scheduler = training
+    model.train()
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(images), labels)
+        loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         scheduler.step()
         yield loss.item()
 
 
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    """Accuracy as a fraction of 1."""
-    network.eval()
-    right = images_seen = 0
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Returns the accuracy as a fraction of 1."""
+    model.eval()
+    correct = total = 0
     with torch.no_grad():
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
-            right += (network(images).argmax(1) == labels).sum().item()
-            images_seen += len(labels)
-    return right / images_seen
+            correct += (model(images).argmax(1) == labels).sum().item()
+            total += len(labels)
+    return correct / total
+
+
+def time_stages(names: Iterable[str], loader: DataLoader, device: torch.device, max_lr: float) -> Iterator[float]:
+    """Yields the seconds of each stage that is named: ``pipeline``, ``step`` or ``epoch``."""
+    images, batch_size = loader.dataset, loader.batch_size
+    assert isinstance(images, Images)
+    assert batch_size is not None
+    training = create_training(device, max_lr=max_lr, total_steps=UNLIMITED)
+
+    def create_batch() -> tuple[Tensor, Tensor]:
+        return default_collate([images[index] for index in range(batch_size)])
+
+    on_device = [tensor.to(device) for tensor in create_batch()]
+    for name in names:
+        start = time.perf_counter()
+        if name == "pipeline":
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            for _ in range(ceil(PIPELINE_IMAGES / batch_size)):
+                create_batch()
+            torch.set_num_threads(threads)
+        else:
+            batches = {"step": repeat(on_device, len(images) // batch_size), "epoch": loader}[name]
+            deque(train_steps(training, batches, device), maxlen=0)
+        yield time.perf_counter() - start
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains and prints a line an epoch."""
-    parser = argparse.ArgumentParser(prog="textbook", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--dataset", choices=("cifar10", "synthetic"), default="cifar10")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--limit", type=int, default=50_000, help="training images; a fifth as many test images")
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--max-lr", type=float, default=5e-3)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags = parser.parse_args(argv)
+    """Trains, and prints a line per epoch."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog="baseline", description=__doc__.splitlines()[0], formatter_class=formatter)
+    parser.add_argument("--dataset", choices=("cifar10", "synthetic"), default="cifar10", help="data set")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")
+    parser.add_argument("--max-train-samples", type=int, default=50_000, help="and a fifth as many test images")
+    parser.add_argument("--epochs", type=int, default=24, help="number of epochs")
+    parser.add_argument("--batch-size", type=int, default=512, help="images per training step")
+    parser.add_argument("--max-lr", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--workers", type=int, default=0, help="data loading processes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or mps")
+    parser.add_argument(
+        "--time-stages",
+        action="store_true",
+        help="instead of training, read names of stages (pipeline, step or epoch) from standard input, one a line, and "
+        "print the seconds of each",
+    )
+    args = parser.parse_args(argv)
 
-    train, test, _ = data.load(flags.dataset, flags.data_dir)
-    train, test = train.take(slice(flags.limit)), test.take(slice(flags.limit // 5))
-    device = torch.device(flags.device)
-    of_device = {"workers": flags.workers, "pin_memory": device.type == "cuda"}
-    train_batches = loader(train, flags.batch_size, train=True, **of_device)
-    test_batches = loader(test, flags.batch_size, train=False, **of_device)
-    parts = build(device, max_lr=flags.max_lr, total_steps=flags.epochs * len(train_batches))
-    for epoch in range(flags.epochs):
+    train, test, _ = load_dataset(args.dataset, args.data_dir)
+    train, test = train.subset(slice(args.max_train_samples)), test.subset(slice(args.max_train_samples // 5))
+    device = torch.device(args.device)
+    options = {"batch_size": args.batch_size, "num_workers": args.workers, "pin_memory": device.type == "cuda"}
+    train_loader = DataLoader(Images(train, train=True), shuffle=True, **options)
+    test_loader = DataLoader(Images(test, train=False), **options)
+    if args.time_stages:
+        for seconds in time_stages(map(str.strip, sys.stdin), train_loader, device, args.max_lr):
+            print(seconds, flush=True)
+        return
+    training = create_training(device, max_lr=args.max_lr, total_steps=args.epochs * len(train_loader))
+    for epoch in range(args.epochs):
         start = time.perf_counter()
-        losses = list(train_steps(parts, train_batches, device))
-        speed = len(train.labels) / (time.perf_counter() - start)
-        accuracy = evaluate(parts[0], test_batches, device)
+        losses = list(train_steps(training, train_loader, device))
+        rate = len(train.labels) / (time.perf_counter() - start)
+        accuracy = evaluate(training[0], test_loader, device)
         loss = sum(losses) / len(losses)
-        print(f"epoch {epoch + 1}: loss {loss:.4f}, accuracy {accuracy:.2%}, {speed:,.0f} images/s")
+        print(f"epoch {epoch + 1}: loss {loss:.4f}, accuracy {accuracy:.2%}, {rate:,.0f} images/s")
 
 
 if __name__ == "__main__":

@@ -1,126 +1,327 @@
-"""How fast the package is on this machine, beside the textbook script and beside what the machine gives at most."""
+"""How fast a training is on this machine, stage by stage, beside the baseline script and the peak of the hardware."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice, repeat
+from math import ceil
 from statistics import median
 from typing import Any
 
-from s10_resnet.benchmark import baseline_timer as textbook_timer
-from s10_resnet.benchmark import growth, profiling, stages
-from s10_resnet.benchmark.stages import Stage
-from s10_resnet.config import Config
-from s10_resnet.errors import InputError
-from s10_resnet.options import QUICK, Benchmark
-from s10_resnet.training import session
-from s10_resnet.training.session import Session
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import outputs, signals
-from s10_resnet.utils.io import write_whole
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from s10_resnet.benchmark.baseline import PIPELINE_IMAGES
+from s10_resnet.benchmark.gpu_report import create_gpu_report, run_module, to_flags
+from s10_resnet.config import QUICK, BenchmarkConfig, TrainConfig
+from s10_resnet.data.loader import iterate_batches
+from s10_resnet.errors import EnvironmentFailure, InputError
+from s10_resnet.training.loop import train_one_epoch
+from s10_resnet.training.setup import Setup, create_setup
+from s10_resnet.training.state import TrainingState
+from s10_resnet.utils.console import format_table, logger, progress_bar
+from s10_resnet.utils.io import atomic_write, create_run_dir, write_json
+from s10_resnet.utils.launch import launch_env
+from s10_resnet.utils.runtime import DTYPES, Runtime, default_num_workers
+from s10_resnet.utils.signals import block_signals, graceful_shutdown
+
+BASELINE = "s10_resnet.benchmark.baseline"
+MAX_LR = 5e-3
+UNLIMITED = 10_000  # epochs: the schedule of a measurement never ends
+CPU_MATMUL_SIZES = (1024, 2048, 4096)  # rows and columns; which is the fastest depends on the machine
+MATMUL_SIZES = (4096, 8192, 16384)  # on a GPU
+MATMUL_SECONDS = 0.5  # of a measurement: long enough for clocks and power to settle
+PROFILE_ROWS = 30
+
+Clock = Callable[[], float]  # returns the seconds of what it does
+BaselineTimer = Callable[[str], float]  # from the name of a stage to the seconds of the baseline script
 
 
-@signals.heeded()
-def benchmark(options: Benchmark) -> dict[str, Any]:
-    """Times each stage, prints a table, and leaves all times as ``benchmark.json`` in a new folder.
+@graceful_shutdown()
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Times each stage of a training, prints a table, and writes all times to ``benchmark.json`` in a new folder.
 
     Returns:
-        The content of that file: ``stages``, each with its times in seconds, rates in images a second and the ratio;
-        ``matrix_product`` and ``training_step`` in FLOP/s; ``data_share`` of an epoch that the way of the data costs;
-        with ``profile`` the ``idle_share`` of `s10_resnet.benchmark.profiling`, with ``growth``
-        what `s10_resnet.benchmark.growth` gives.
+        The content of that file. ``stages``: seconds, images per second and the ratio of each stage. ``achieved_flops``
+        of a training step, and ``peak_matmul_flops``, the fastest of several sizes, in FLOP/s. ``share_of_peak``:
+        the first divided by the second, or None if that exceeds 1. ``data_loading_share``: fraction of an epoch. With
+        ``profile``, ``idle_share``: see `profile_epoch`. With ``gpu_report``, see
+        `s10_resnet.benchmark.gpu_report.create_gpu_report` instead.
 
     Raises:
         InputError: For settings that do not fit the machine or the data; nothing has been written then.
-        MachineError: If a whole process fails.
+        EnvironmentFailure: If a process fails that is timed.
+        ShutdownRequested: After Ctrl-C or SIGTERM.
     """
-    if options.quick:
-        options = replace(options, **QUICK)
-    shared = ("epochs", "batch_size", "limit", "dataset", "data_dir", "device", "augment_on", "workers")
-    run = session.begin(Config(**{name: getattr(options, name) for name in shared}))
-    if run.runtime.world_size > 1:
-        raise InputError("torchrun: is not for the benchmark, which times one process")
-    folder = outputs.make_run_folder(options.output_dir, options.name, "benchmark")
-    terminal.say(
-        f"{run.dataset}: {len(run.train.labels):,} training images in batches of {options.batch_size:,}; "
-        f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers; the textbook script: fp32, "
-        f"{textbook_timer.workers(run)} workers"
-    )
-    parts = (
-        (stages.pipeline, options.repeats),
-        (stages.step, options.repeats),
-        (stages.epoch, options.repeats),
-        (stages.process, 1),
-    )
-    with textbook_timer.started(run) as textbook:
-        measured = [
-            stage(run, times, textbook) for stage, times in terminal.bar(parts, len(parts), "timing", "stage")
-        ]  # in this order: the step warms up what the epoch uses
-    content = _content(options, run, measured)
-    if options.profile:
-        table, content["idle_share"] = profiling.epoch(run)
-        write_whole(folder / "profile.txt", table.encode())
-    if options.growth:
-        content["growth"] = growth.measure(run.config)
-    outputs.write_json(folder / "benchmark.json", content)
-    _say(content)
-    terminal.say(f"see {folder / 'benchmark.json'}")
+    if launch_env().world_size > 1:
+        raise InputError("torchrun: a benchmark runs in a single process")
+    if config.quick:
+        config = config.replace(**QUICK)
+    if config.gpu_report:
+        return create_gpu_report(config)
+    shared = BenchmarkConfig.model_fields.keys() & TrainConfig.model_fields.keys()
+    setup = create_setup(TrainConfig(**{name: getattr(config, name) for name in shared}))
+    run_dir = create_run_dir(config.output_dir, config.name, "benchmark")
+    logger.info(setup.description)
+    logger.info(f"batches of {config.batch_size:,}; the baseline script: fp32, {baseline_workers(setup)} workers")
+    with baseline_process(setup) as baseline:
+        measures = (measure_pipeline, measure_step, measure_epoch, measure_process)  # the step warms up for the epoch
+        stages = [measure(setup, baseline, config.repeats) for measure in progress_bar(measures, 4, "timing", "stage")]
+    _, step, epoch, _ = (stage["package_images_per_second"] for stage in stages)
+    sizes = CPU_MATMUL_SIZES if setup.runtime.device.type == "cpu" else MATMUL_SIZES
+    peak = max(measure_matmul(size, setup.runtime, config.repeats) for size in sizes)
+    flops_per_image = count_flops_per_image(setup.build_model())
+    achieved = flops_per_image * step
+    content = {
+        "settings": config.to_json(),
+        "stages": stages,
+        "flops_per_image": flops_per_image,
+        "achieved_flops": achieved,
+        "peak_matmul_flops": peak,
+        "share_of_peak": achieved / peak if achieved <= peak else None,
+        "data_loading_share": 1 - epoch / step,
+        "workers": setup.workers,
+        "baseline_workers": baseline_workers(setup),
+        **setup.environment,
+    }
+    if config.profile:
+        table, content["idle_share"] = profile_epoch(setup)
+        atomic_write(run_dir / "profile.txt", table.encode())
+    write_json(run_dir / "benchmark.json", content)
+    _log_results(content)
+    logger.info(f"see {run_dir / 'benchmark.json'}")
     return content
 
 
-def _content(options: Benchmark, run: Session, measured: list[Stage]) -> dict[str, Any]:
-    product = stages.matrix_product(run.runtime, options.repeats)
-    flops = stages.flops_per_image(session.network(run))
-    _, step, epoch, _ = measured
+def measure_pipeline(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[str, Any]:
+    """From arrays to augmented batches: on one core, or on the device if the package augments there."""
+    loader, batch_size = setup.build_loader(epochs=1), setup.config.batch_size
+    full = [spec for spec in loader.sampler if len(spec.indices) == batch_size]
+    specs = list(islice(cycle(full), ceil(PIPELINE_IMAGES / batch_size)))
+    where = "one core" if setup.augment_on == "cpu" else f"on {setup.runtime.device}"
+
+    def package() -> None:
+        for spec in specs:
+            loader.dataset[spec]
+        _synchronize(setup.runtime.device)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compare(
+            f"input pipeline, {where}",
+            batch_size * len(specs),
+            lambda: _time(package),
+            lambda: baseline("pipeline"),
+            repeats,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure_step(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[str, Any]:
+    """As many training steps as an epoch has full batches, on a batch that is on the device."""
+    steps = len(setup.train.labels) // setup.config.batch_size
+    state, criterion = _build_state(setup), setup.build_criterion()
+    loader = setup.build_loader(epochs=1)
+    images, labels = loader.dataset[next(iter(loader.sampler))]
+    batch = images.to(setup.runtime.device), labels.to(setup.runtime.device)
+    package = partial(_time, lambda: train_one_epoch(state, repeat(batch, steps), criterion))
+    return compare("training step", steps * setup.config.batch_size, package, lambda: baseline("step"), repeats)
+
+
+def measure_epoch(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[str, Any]:
+    """A whole epoch of training with its data loading, without the evaluation.
+
+    The package's workers go on from epoch to epoch, so the epoch in which they start is not timed. The baseline's
+    start anew in every epoch.
+    """
+    state, criterion = _build_state(setup), setup.build_criterion()
+    warm_up = setup.steps_per_epoch if setup.workers else 0
+
+    def package() -> float:
+        with iterate_batches(setup.build_loader(epochs=2 if warm_up else 1)) as batches:
+            train_one_epoch(state, islice(batches, warm_up), criterion)
+            return _time(lambda: train_one_epoch(state, batches, criterion))
+
+    return compare("whole epoch", len(setup.train.labels), package, lambda: baseline("epoch"), repeats)
+
+
+def measure_process(setup: Setup, _: BaselineTimer, __: int) -> dict[str, Any]:
+    """The whole script once: imports, data, training, an evaluation per epoch; the package's files, too."""
+    config = setup.config
+    assert isinstance(config, TrainConfig)
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"workers": setup.workers, "augment_on": setup.augment_on, "output_dir": folder, "epochs": config.epochs}
+        train = ["s10_resnet", "train", *to_flags({**_shared_flags(setup), **own})]
+        script = [BASELINE, *_baseline_flags(setup), "--epochs", str(config.epochs)]
+        package, baseline = (partial(_time, partial(run_module, words)) for words in (train, script))
+        name, images = f"whole process, --epochs {config.epochs}", config.epochs * len(setup.train.labels)
+        return compare(name, images, package, baseline, repeats=1, warm_up=0)
+
+
+def compare(name: str, images: int, package: Clock, baseline: Clock, repeats: int, warm_up: int = 1) -> dict[str, Any]:
+    """Times both in turn, so that a machine whose speed varies is as slow for the one as for the other.
+
+    Each time, ``images`` training images go through the stage. The first ``warm_up`` times do not count.
+
+    Returns:
+        All seconds, images per second by the medians, and ``ratio``, how many times faster the package is.
+    """
+    pairs = [(package(), baseline()) for _ in range(warm_up + repeats)][warm_up:]
+    times = {"package": [pair[0] for pair in pairs], "baseline": [pair[1] for pair in pairs]}
+    rates = {f"{side}_images_per_second": images / median(seconds) for side, seconds in times.items()}
+    ratio = median(times["baseline"]) / median(times["package"])
+    return {"name": name, "images": images, **times, **rates, "ratio": ratio}
+
+
+def measure_matmul(size: int, runtime: Runtime, repeats: int) -> float:
+    """Returns the best rate of a square matrix product in the precision of the training, in FLOP/s."""
+    a, b = torch.randn(2, size, size, device=runtime.device).to(DTYPES[runtime.precision])
+    product = torch.empty_like(a)
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            torch.mm(a, b.T, out=product)  # as in a linear layer
+        _synchronize(runtime.device)
+
+    multiply(3)
+    times = max(1, round(MATMUL_SECONDS / _time(partial(multiply, 1))))
+    return 2 * size**3 * times / min(_time(partial(multiply, times)) for _ in range(repeats))
+
+
+def count_flops_per_image(model: nn.Module) -> float:
+    """Returns the FLOPs of a training step per image: forward, and backward except for the gradient of the pixels."""
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8, device=device)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def profile_epoch(setup: Setup) -> tuple[str, float | None]:
+    """Trains two epochs and profiles the second with `torch.profiler`, which slows it down.
+
+    Returns:
+        A table of the operations that take longest, and the fraction of the epoch in which a CUDA device runs no kernel
+        and copies nothing; None without such a device.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library writes about itself to stderr
+    state, criterion = _build_state(setup), setup.build_criterion()
+    on_cuda = setup.runtime.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with iterate_batches(setup.build_loader(epochs=2)) as batches:
+        train_one_epoch(state, islice(batches, setup.steps_per_epoch), criterion)
+        with profile(activities=activities) as profiler:
+            seconds = _time(lambda: train_one_epoch(state, batches, criterion))
+    order = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=60)
+    if not on_cuda:
+        return table, None
+    spans = [event.time_range for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    return table, 1 - covered_length((span.start, span.end) for span in spans) / (1e6 * seconds)
+
+
+def covered_length(spans: Iterable[tuple[float, float]]) -> float:
+    """Returns the length of the union of intervals, each given by its start and end."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+@contextmanager
+def baseline_process(setup: Setup) -> Iterator[BaselineTimer]:
+    """Starts the baseline script in a process of its own, free of what the package does to its process.
+
+    Yields:
+        Its timer of the stages ``pipeline``, ``step`` and ``epoch``, which raises `EnvironmentFailure` if it has ended.
+    """
+    command = [sys.executable, "-m", BASELINE, "--time-stages", *_baseline_flags(setup)]
+    with block_signals():  # they reach this process, too, which then ends the other
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def measure(stage: str) -> float:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(f"{stage}\n".encode())
+            return float(process.stdout.readline())
+        except (OSError, ValueError):
+            raise EnvironmentFailure("the baseline script ended early") from None
+
+    with process:
+        try:
+            yield measure
+        finally:
+            process.kill()
+
+
+def baseline_workers(setup: Setup) -> int:
+    """Workers of the baseline script: the package's, or what it would have to augment on the CPU."""
+    return setup.workers if setup.augment_on == "cpu" else default_num_workers(setup.runtime.device)
+
+
+def _baseline_flags(setup: Setup) -> list[str]:
+    return to_flags({**_shared_flags(setup), "workers": baseline_workers(setup)})
+
+
+def _time(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _build_state(setup: Setup) -> TrainingState:
+    return replace(setup, config=setup.config.replace(epochs=UNLIMITED)).build_state(MAX_LR)
+
+
+def _shared_flags(setup: Setup) -> dict[str, Any]:
+    """What the package and the baseline script train on, and with which settings."""
     return {
-        "settings": options.to_json(),
-        "stages": [
-            {
-                **asdict(stage),
-                "package_images_per_second": stage.rates[0],
-                "textbook_images_per_second": stage.rates[1],
-                "ratio": stage.ratio,
-            }
-            for stage in measured
-        ],
-        "flops_per_image": flops,
-        "training_step": flops * step.rates[0],
-        "matrix_product": median(product),
-        "matrix_products": product,
-        "data_share": 1 - epoch.rates[0] / step.rates[0],
-        "workers": run.workers,
-        "textbook_workers": textbook_timer.workers(run),
-        **run.environment,
+        "dataset": setup.dataset,
+        "data_dir": setup.config.data_dir,
+        "max_train_samples": len(setup.train.labels),
+        "batch_size": setup.config.batch_size,
+        "max_lr": MAX_LR,
+        "device": setup.runtime.device,
     }
 
 
-def _say(content: dict[str, Any]) -> None:
-    rows = [["", "package", "textbook", "ratio", "n"]]
+def _log_results(content: dict[str, Any]) -> None:
+    rows = [["", "package", "baseline", "ratio", "n"]]
     for stage in content["stages"]:
-        cells = [f"{stage[f'{side}_images_per_second']:,.0f} images/s" for side in ("package", "textbook")]
-        if stage["name"].startswith(stages.PROCESS):
-            cells = [f"{median(stage[side]):,.1f} s" for side in ("package", "textbook")]
+        if stage["name"].startswith("whole process"):
+            cells = [f"{median(stage[side]):,.1f} s" for side in ("package", "baseline")]
+        else:
+            cells = [f"{stage[f'{side}_images_per_second']:,.0f} images/s" for side in ("package", "baseline")]
         rows.append([stage["name"], *cells, f"{stage['ratio']:.2f}", str(len(stage["package"]))])
-    terminal.say("\n".join(["", *terminal.aligned(rows), ""]))
-    rate, most = content["training_step"], content["matrix_product"]
-    terminal.say(
-        f"a training step: {content['flops_per_image'] / 1e9:.2f} GFLOP an image, {rate / 1e12:,.2f} TFLOP/s, "
-        f"{rate / most:.0%} of a {content['precision']} matrix product's {most / 1e12:,.2f}"
+    logger.info("\n".join(["", *format_table(rows), ""]))
+    achieved, peak = (content[f"{name}_flops"] / 1e12 for name in ("achieved", "peak_matmul"))
+    share = content["share_of_peak"]
+    logger.info(f"training step: {content['flops_per_image'] / 1e9:.2f} GFLOP per image, {achieved:,.2f} TFLOP/s")
+    logger.info(
+        f"fastest {content['precision']} matrix product: {peak:,.2f} TFLOP/s; the step's share: "
+        f"{'-' if share is None else format(share, '.0%')}"
     )
-    terminal.say(f"the way of the data: {content['data_share']:.1%} of an epoch")
+    if share is None:
+        logger.warning("the training step is faster than the fastest matrix product, which is no peak then: no share")
+    logger.info(f"data loading: {content['data_loading_share']:.1%} of an epoch")
     if content.get("idle_share") is not None:
-        terminal.say(f"the device has nothing to do: {content['idle_share']:.1%} of an epoch, under the profiler")
-    if "growth" in content:
-        _say_growth(**content["growth"])
-
-
-def _say_growth(line: dict[str, Any], over_epochs: list[dict[str, int]], over_runs: list[dict[str, int]]) -> None:
-    times = ", ".join(f"{seconds:.1f} s for {n}" for n, seconds in zip(line["epochs"], line["seconds"], strict=True))
-    terminal.say(
-        f"time of epochs: {times}; at most {line['off_line']:.1%} off the line of {line['start_up']:.1f} s and "
-        f"{line['epoch']:.2f} s an epoch"
-    )
-    for what, course in (("epochs", over_epochs), ("runs", over_runs)):
-        second, last = course[1], course[-1]  # the first of anything fills caches
-        shown = [f"memory {second['memory'] / 2**20:,.0f} to {last['memory'] / 2**20:,.0f} MiB"]
-        shown += [f"{name.replace('_', ' ')} {second[name]:,} to {last[name]:,}" for name in second if name != "memory"]
-        terminal.say(f"from the second of {len(course)} {what} to the last: {', '.join(shown)}")
+        logger.info(f"the device is idle for {content['idle_share']:.1%} of an epoch under the profiler")

@@ -1,1 +1,1 @@
-"""From files to batches: images, augmentation, loader."""
+"""Images, augmentation and data loading."""

@@ -1,4 +1,4 @@
-"""The images: CIFAR-10 from its official files, or the built-in stand-in."""
+"""Data sets held in memory: CIFAR-10 or the synthetic data set, and their splits."""
 
 from __future__ import annotations
 
@@ -10,71 +10,82 @@ import numpy as np
 from s10_resnet.data import synthetic
 from s10_resnet.errors import DownloadError, InputError
 
-HOLD_OUT_SEED = 0  # fixed, so that held-out figures of any two runs speak of the same images
+VAL_SPLIT_SEED = 0  # fixed, so that the validation accuracies of any two runs are of the same images
 
 
 class Split(NamedTuple):
-    """Images with their labels: uint8 ``[N, 32, 32, 3]``, int64 ``[N]``, and the names of the classes."""
+    """Labeled images.
+
+    Attributes:
+        images: uint8 ``[N, 32, 32, 3]``.
+        labels: int64 ``[N]``, indices of ``classes``.
+        classes: Class names.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
 
-    def take(self, samples: np.ndarray | slice) -> Split:
-        """The images at these places, in this order."""
-        return Split(self.images[samples], self.labels[samples], self.classes)
+    def subset(self, indices: np.ndarray | slice) -> Split:
+        """The images and labels at ``indices``, in that order."""
+        return Split(self.images[indices], self.labels[indices], self.classes)
 
 
-def load(dataset: str, data_dir: Path) -> tuple[Split, Split, str]:
-    """Training split, test split, and the name of what was loaded: ``cifar10`` or ``synthetic``.
+def load_dataset(name: str, data_dir: Path) -> tuple[Split, Split, str]:
+    """Loads a data set by name.
 
     Args:
-        dataset: ``cifar10``, ``synthetic``, or ``auto`` for the first where it can be had and else the second.
-        data_dir: See `s10_resnet.data.cifar10.read`.
+        name: ``cifar10``, ``synthetic``, or ``auto``: CIFAR-10 if it is there or can be downloaded, else the synthetic
+            data set.
+        data_dir: Folder of CIFAR-10; see `s10_resnet.data.cifar10.read_cifar10`.
+
+    Returns:
+        Training split, test split, and the name of the data set that was loaded: ``cifar10`` or ``synthetic``.
 
     Raises:
-        InputError: See `s10_resnet.data.cifar10.read`; a damaged or unwritable folder is refused with ``auto``, too.
+        InputError: See `s10_resnet.data.cifar10.read_cifar10`. With ``auto``, too, a damaged or unwritable folder is
+            an error.
     """
-    if dataset == "synthetic":
-        return *load_synthetic(), "synthetic"
-    try:
-        return *load_cifar10(data_dir), "cifar10"
-    except DownloadError:
-        if dataset == "auto":
-            return *load_synthetic(), "synthetic"
-        raise
+    if name != "synthetic":
+        try:
+            return *load_cifar10(data_dir), "cifar10"
+        except DownloadError:
+            if name != "auto":
+                raise
+    return *load_synthetic(), "synthetic"
 
 
 def load_cifar10(root: Path) -> tuple[Split, Split]:
-    """CIFAR-10's training and test images: see `s10_resnet.data.cifar10`."""
-    from s10_resnet.data import cifar10  # torchvision takes seconds to import, and the stand-in does without
+    """Loads the training and the test split of CIFAR-10; see `s10_resnet.data.cifar10.read_cifar10`."""
+    from s10_resnet.data import cifar10  # imports torchvision, which takes seconds
 
-    return tuple(Split(*part) for part in cifar10.read(root))
+    train, test = cifar10.read_cifar10(root)
+    return Split(*train), Split(*test)
 
 
 def load_synthetic(train_size: int = 10_000, test_size: int = 2_000) -> tuple[Split, Split]:
-    """The built-in stand-in: see `s10_resnet.data.synthetic`."""
-    return tuple(
-        Split(*synthetic.draw(size, seed), synthetic.CLASSES) for size, seed in ((train_size, 1), (test_size, 2))
-    )
+    """Generates the training and the test split of the synthetic data set; see `s10_resnet.data.synthetic`."""
+    train, test = synthetic.generate(train_size, seed=1), synthetic.generate(test_size, seed=2)
+    return Split(*train, synthetic.CLASSES), Split(*test, synthetic.CLASSES)
 
 
-def hold_out(split: Split, size: int, seed: int = HOLD_OUT_SEED) -> tuple[Split, Split]:
-    """Takes ``size`` images out, of every class its share.
+def train_val_split(split: Split, val_size: int, seed: int = VAL_SPLIT_SEED) -> tuple[Split, Split]:
+    """Splits off ``val_size`` images for validation, stratified by class.
 
     Returns:
-        The rest and the images held out, both in their old order.
+        Training and validation split, both in the original order.
 
     Raises:
-        InputError: If nothing would be left to train on.
+        InputError: If no image would be left for training.
     """
-    if size >= len(split.labels):
-        raise InputError(f"--val-size {size}: must be below the number of training images, {len(split.labels)}")
-    order = np.random.default_rng(seed).permutation(len(split.labels))
-    place = np.empty(len(order))  # of an image in the line of its class, as a fraction of the line's length
+    num_images = len(split.labels)
+    if val_size >= num_images:
+        raise InputError(f"--val-size {val_size}: must be below the number of training images, {num_images}")
+    order = np.random.default_rng(seed).permutation(num_images)
+    rank = np.empty(num_images)  # of each image among the shuffled images of its class, as a fraction of their number
     for label in np.unique(split.labels):
-        line = order[split.labels[order] == label]
-        place[line] = (np.arange(len(line)) + 0.5) / len(line)
-    held = np.zeros(len(order), bool)
-    held[np.argsort(place, kind="stable")[:size]] = True
-    return split.take(~held), split.take(held)
+        of_class = order[split.labels[order] == label]
+        rank[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    in_val = np.zeros(num_images, bool)
+    in_val[np.argsort(rank, kind="stable")[:val_size]] = True
+    return split.subset(~in_val), split.subset(in_val)

@@ -1,200 +1,195 @@
-"""The declared augmentation for whole batches: what `transforms.train_transform` says, in a few tensor operations.
+"""The augmentation of `transforms.train_transform` as tensor operations on whole batches, on any device.
 
-Albumentations says what is done and with which odds; this module does the same to all images of a batch at once, on the
-device that they are on. What it cannot do to the pixel, it refuses.
+The results equal those of Albumentations to the pixel, given the same random parameters. Transforms and options that
+are not reproduced raise an error.
 
-Crops and flips only move pixels, so that all of them together are one gather, whatever their number and order. The
-steps are followed back from the result to the images, and each says where the pixels after it were before it.
+Crops and flips only move pixels, so a sequence of them is a single gather. `DeviceTransform.apply` goes through the
+transforms in reverse and keeps, for every output row and column, the row and column of its input.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s10_resnet.data.transforms import A  # by way of its one importer, which keeps it off the network
+from s10_resnet.data.transforms import A
 
-Shape = tuple[int, int, int]  # height, width, channels
+Shape = tuple[int, ...]  # height, width, channels
 
 
-class BatchedTransform:
-    """Runs a declared transform on batches, with draws of the distributions that Albumentations 2.0.8 draws from.
+class DeviceTransform:
+    """Applies an Albumentations transform to batches, with random parameters of the same distributions.
 
-    Any number of these steps is done, in any order: ``RandomCrop`` without padding, ``HorizontalFlip``, and
-    ``CoarseDropout`` with one hole of a fixed size in pixels and a fixed fill. The draws come from the generator given
-    to `draw`; the state and the seed of ``compose`` play no part.
+    Supported are ``RandomCrop`` without padding, ``HorizontalFlip``, and ``CoarseDropout`` with one hole of a fixed
+    size in pixels and a fixed fill, in any number and order. Parameters are drawn from the generator passed to
+    `sample_params`: the seed and state of ``compose`` have no effect. Written for Albumentations 2.0.8.
 
     Args:
-        compose: The declaration; read here once.
-        shape: Height, width and channels of the images.
+        compose: The transform.
+        image_shape: Height, width and channels of the input images.
+
+    Attributes:
+        output_shape: Height, width and channels of the output images.
 
     Raises:
-        ValueError: ``compose`` has a step or an option of a step that is not reproduced, or one that images of this
-            shape have no room for.
+        ValueError: If ``compose`` has a transform or an option that is not supported, or a crop or a hole larger than
+            its image.
     """
 
-    def __init__(self, compose: A.Compose, shape: Shape) -> None:
-        if type(compose) is not A.Compose:
-            raise ValueError(f"{type(compose).__name__} is not done here, only Compose")
-        if compose.p != 1:
-            raise _refusal(compose, "p", compose.p, "1.0")
-        if targets := [*compose.processors, *compose.additional_targets]:
-            raise ValueError(f"Compose with {', '.join(targets)} is not done here, only with image")
-        self.shape: Shape = tuple(shape)
-        self._steps: list[_Crop | _Flip | _Hole] = []
-        result = self.shape
-        for declared in compose.transforms:
-            step = _STEPS.get(type(declared))
+    def __init__(self, compose: A.Compose, image_shape: Shape) -> None:
+        if type(compose) is not A.Compose or compose.p != 1:
+            raise ValueError(f"only a plain Compose with p=1 can be applied on the device, not {compose}")
+        self.image_shape = tuple(image_shape)
+        self._steps: list[_Step] = []
+        self.output_shape = self.image_shape
+        for transform in compose.transforms:
+            step = _STEPS.get(type(transform))
             if step is None:
-                known = ", ".join(transform.__name__ for transform in _STEPS)
-                raise ValueError(f"{type(declared).__name__} is not done here, only {known}")
-            self._steps.append(step(declared, result))
-            result = self._steps[-1].shape
-        self.result: Shape = result  # of an image afterwards
+                supported = ", ".join(known.__name__ for known in _STEPS)
+                raise ValueError(f"{type(transform).__name__} cannot be applied on the device, only {supported}")
+            self._steps.append(step(transform, self.output_shape))
+            self.output_shape = self._steps[-1].output_shape
 
-    def draw(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Draws for some images, each for itself.
+    def sample_params(self, rng: np.random.Generator, count: int) -> Tensor:
+        """Draws the random parameters of ``count`` images.
 
         Returns:
-            int64 ``[count, K]`` on the CPU. The columns follow the steps: top and left of a crop; 1 for a flip, else 0;
-            top and left of a hole, or minus its height and width where the image is spared.
+            int64 ``[count, K]`` on the CPU, with the columns of one transform after the other: top and left of a crop;
+            1 for a flip, else 0; top and left of a hole, or minus its height and width for no hole.
         """
-        draws = [step.draw(rng, count) for step in self._steps]
-        return torch.from_numpy(np.hstack([np.empty((count, 0), np.int64), *draws]))
+        params = [step.sample_params(rng, count) for step in self._steps]
+        return torch.from_numpy(np.hstack([np.empty((count, 0), np.int64), *params]))
 
-    def apply(self, images: Tensor, draws: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Makes a batch, without a look at any value and without a copy to the device: nobody waits for it.
+    def apply(self, images: Tensor, params: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Transforms a batch, without synchronizing with the device or copying anything to it.
 
         Args:
-            images: uint8 ``[N, H, W, C]``, contiguous, or every call copies all of them.
-            draws: Of `draw`, ``[B, K]``, on the device of the images.
-            samples: int64 ``[B]``, on the same device: which of the images make the batch, so that a data set on the
-                device needs no gather of its own; all of them, in their order, if left out.
+            images: uint8 ``[N, H, W, C]``; if it is not contiguous, every call copies all of it.
+            params: From `sample_params`, int64 ``[B, K]``, on the device of ``images``.
+            indices: int64 ``[B]``, on the same device: the images of the batch, so that a data set on the device is
+                indexed and transformed by the same gather. By default all of ``images`` in their order.
 
         Returns:
             uint8 ``[B, h, w, C]``, contiguous, in memory of its own.
 
         Raises:
-            ValueError: The images are of another type or shape than the transform was made for, or not one each for
-                the draws.
+            ValueError: If the type, shape or number of ``images`` does not fit.
         """
-        height, width, channels = self.shape
-        if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
-            found = f"{images.dtype} {tuple(images.shape[1:])}"
-            raise ValueError(f"the images are {found}, and the transform is for torch.uint8 {self.shape}")
-        if samples is None:
-            samples = torch.arange(len(images), device=images.device)
-        if len(samples) != len(draws):
-            raise ValueError(f"there are draws for {len(draws)} images, and {len(samples)} images")
+        height, width, channels = self.image_shape
+        if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape:
+            given = f"{images.dtype} {tuple(images.shape[1:])}"
+            raise ValueError(f"images must be torch.uint8 {self.image_shape}, not {given}")
+        if indices is None:
+            indices = torch.arange(len(images), device=images.device)
+        if len(indices) != len(params):
+            raise ValueError(f"params are of {len(params)} images, the batch has {len(indices)}")
 
-        origin = _Origin(*(torch.arange(side, device=images.device)[None] for side in self.result[:2]), ())
-        drawn = draws.split([step.draws for step in self._steps], dim=1)
-        for step, own in zip(reversed(self._steps), reversed(drawn), strict=True):
-            origin = step.before(origin, own)
+        rows, columns = (torch.arange(side, device=images.device)[None] for side in self.output_shape[:2])
+        source = _Source(rows, columns, holes=())
+        params_of_steps = params.split([step.num_params for step in self._steps], dim=1)
+        for step, step_params in zip(reversed(self._steps), reversed(params_of_steps), strict=True):
+            source = step.trace_back(source, step_params)
 
-        lines = samples[:, None] * height + origin.rows  # [B, h], of all images below one another
-        pixels = lines[:, :, None] * width + origin.columns[:, None]  # [B, h, w], of all lines in a row
+        rows = indices[:, None] * height + source.rows  # [B, h], of all images as one [N * H, W, C]
+        pixels = rows[:, :, None] * width + source.columns[:, None]  # [B, h, w], of all images as one [N * H * W, C]
         batch = images.flatten(0, 2).index_select(0, pixels.flatten()).view(*pixels.shape, channels)
-        for inside, fill in origin.holes:
-            for channel, value in enumerate(fill):  # a number is part of the kernel; a tensor would have to be copied
-                batch[..., channel].masked_fill_(inside, value)
+        for mask, fill in source.holes:
+            for channel, value in enumerate(fill):  # as a number: a tensor would have to be copied to the device
+                batch[..., channel].masked_fill_(mask, value)
         return batch
 
 
-class _Origin(NamedTuple):
-    """Where the pixels of a batch were before some of the steps, and what the steps after that painted over."""
+class _Source(NamedTuple):
+    """Where the output pixels come from: their place in the input of a step, and the holes of the steps after it."""
 
     rows: Tensor  # int64 [1 or B, h]
     columns: Tensor  # int64 [1 or B, w]
-    holes: tuple[tuple[Tensor, tuple[int, ...]], ...]  # bool [B, h, w], channels' values; first painted first
+    holes: tuple[tuple[Tensor, tuple[int, ...]], ...]  # mask bool [B, h, w] and fill per channel; the last is on top
 
 
-class _Crop:
-    """A window of the image, anywhere that it fits in whole."""
+class _RandomCrop:
+    num_params = 2
 
-    draws = 2
+    def __init__(self, transform: A.RandomCrop, image_shape: Shape) -> None:
+        height, width, channels = image_shape
+        fits = transform.height <= height and transform.width <= width
+        _require(transform, fits, varied=("height", "width"))
+        self.output_shape = (transform.height, transform.width, channels)
+        self.positions = (height - transform.height + 1, width - transform.width + 1)
 
-    def __init__(self, declared: A.RandomCrop, shape: Shape) -> None:
-        height, width, channels = shape
-        _refuse_other_options(declared, "height", "width")
-        for option, room in (("height", height), ("width", width)):
-            if getattr(declared, option) > room:
-                raise _refusal(declared, option, getattr(declared, option), f"1 to {room}")
-        self.shape = (declared.height, declared.width, channels)
-        self.places = (height - declared.height + 1, width - declared.width + 1)
+    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.integers(0, self.positions, (count, 2))
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.integers(0, self.places, (count, 2))
-
-    def before(self, origin: _Origin, draws: Tensor) -> _Origin:
-        top, left = draws.split(1, dim=1)
-        return origin._replace(rows=origin.rows + top, columns=origin.columns + left)
+    def trace_back(self, source: _Source, params: Tensor) -> _Source:
+        top, left = params.split(1, dim=1)
+        return source._replace(rows=source.rows + top, columns=source.columns + left)
 
 
-class _Flip:
-    """Left and right exchanged."""
+class _HorizontalFlip:
+    num_params = 1
 
-    draws = 1
+    def __init__(self, transform: A.HorizontalFlip, image_shape: Shape) -> None:
+        _require(transform, True, varied=("p",))
+        self.output_shape, self.p = image_shape, transform.p
 
-    def __init__(self, declared: A.HorizontalFlip, shape: Shape) -> None:
-        _refuse_other_options(declared, "p")
-        self.shape, self.p = shape, declared.p
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return (rng.random((count, 1)) < self.p).astype(np.int64)
 
-    def before(self, origin: _Origin, draws: Tensor) -> _Origin:
-        mirrored = self.shape[1] - 1 - origin.columns
-        return origin._replace(columns=torch.where(draws == 1, mirrored, origin.columns))
+    def trace_back(self, source: _Source, params: Tensor) -> _Source:
+        flipped = self.output_shape[1] - 1 - source.columns
+        return source._replace(columns=torch.where(params == 1, flipped, source.columns))
 
 
-class _Hole:
-    """One rectangle painted over, anywhere that it fits in whole."""
+class _CoarseDropout:
+    num_params = 2
 
-    draws = 2
+    def __init__(self, transform: A.CoarseDropout, image_shape: Shape) -> None:
+        height, width, channels = image_shape
+        fill = transform.fill if isinstance(transform.fill, tuple) else (transform.fill,) * channels
+        self.size = transform.hole_height_range[0], transform.hole_width_range[0]
+        fixed = (
+            transform.num_holes_range == (1, 1)
+            and transform.hole_height_range == (self.size[0],) * 2
+            and transform.hole_width_range == (self.size[1],) * 2
+            and all(isinstance(side, int) for side in self.size)
+            and 1 <= self.size[0] <= height
+            and 1 <= self.size[1] <= width
+            and len(fill) == channels
+            and all(isinstance(value, int | float) and 0 <= value <= 255 for value in fill)
+        )
+        _require(transform, fixed, varied=("num_holes_range", "hole_height_range", "hole_width_range", "fill", "p"))
+        self.output_shape, self.p = image_shape, transform.p
+        self.fill = tuple(int(value) for value in fill)  # Albumentations holds floats, and truncates them
+        self.positions = (height - self.size[0] + 1, width - self.size[1] + 1)
 
-    def __init__(self, declared: A.CoarseDropout, shape: Shape) -> None:
-        height, width, channels = shape
-        _refuse_other_options(declared, "num_holes_range", "hole_height_range", "hole_width_range", "fill", "p")
-        if declared.num_holes_range != (1, 1):
-            raise _refusal(declared, "num_holes_range", declared.num_holes_range, "(1, 1)")
-        for option, room in (("hole_height_range", height), ("hole_width_range", width)):
-            low, high = getattr(declared, option)
-            if not (isinstance(low, int) and low == high and 1 <= low <= room):
-                raise _refusal(declared, option, (low, high), f"one whole number from 1 to {room}, twice")
-        fill = declared.fill if isinstance(declared.fill, tuple) else (declared.fill,) * channels
-        if len(fill) != channels or not all(isinstance(value, (int, float)) and 0 <= value <= 255 for value in fill):
-            raise _refusal(declared, "fill", declared.fill, f"a number from 0 to 255, or {channels} of them")
-        self.shape, self.p = shape, declared.p
-        self.fill = tuple(int(value) for value in fill)  # Albumentations cuts fractions off
-        self.size = (declared.hole_height_range[0], declared.hole_width_range[0])
-        self.places = (height - self.size[0] + 1, width - self.size[1] + 1)
+    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        has_hole = rng.random((count, 1)) < self.p
+        return np.where(has_hole, rng.integers(0, self.positions, (count, 2)), np.negative(self.size))
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        hit = rng.random((count, 1)) < self.p
-        return np.where(hit, rng.integers(0, self.places, (count, 2)), np.negative(self.size))
-
-    def before(self, origin: _Origin, draws: Tensor) -> _Origin:
-        (height, width), (top, left) = self.size, draws.split(1, dim=1)
-        rows = (origin.rows >= top) & (origin.rows < top + height)  # [B, h]
-        columns = (origin.columns >= left) & (origin.columns < left + width)  # [B, w]
-        inside = rows[:, :, None] & columns[:, None]  # [B, h, w]
-        return origin._replace(holes=((inside, self.fill), *origin.holes))
-
-
-_STEPS = {A.RandomCrop: _Crop, A.HorizontalFlip: _Flip, A.CoarseDropout: _Hole}
+    def trace_back(self, source: _Source, params: Tensor) -> _Source:
+        (height, width), (top, left) = self.size, params.split(1, dim=1)
+        in_rows = (source.rows >= top) & (source.rows < top + height)  # [B, h]
+        in_columns = (source.columns >= left) & (source.columns < left + width)  # [B, w]
+        mask = in_rows[:, :, None] & in_columns[:, None]  # [B, h, w]
+        return source._replace(holes=((mask, self.fill), *source.holes))
 
 
-def _refuse_other_options(declared: A.BasicTransform, *read: str) -> None:
-    """Refuses a transform some option of which is neither read here nor left as Albumentations has it."""
-    for name, option in inspect.signature(type(declared)).parameters.items():
-        if name not in read and getattr(declared, name) != option.default:
-            raise _refusal(declared, name, getattr(declared, name), repr(option.default))
+_Step = _RandomCrop | _HorizontalFlip | _CoarseDropout
+_STEPS: dict[type, Callable[[Any, Shape], _Step]] = {
+    A.RandomCrop: _RandomCrop,
+    A.HorizontalFlip: _HorizontalFlip,
+    A.CoarseDropout: _CoarseDropout,
+}
 
 
-def _refusal(declared: A.BasicTransform | A.Compose, option: str, value: Any, known: str) -> ValueError:
-    return ValueError(f"{type(declared).__name__}({option}={value!r}) is not done here, only {known}")
+def _require(transform: A.BasicTransform, condition: bool, varied: tuple[str, ...]) -> None:
+    """Raises an error unless the condition holds and all options but the varied ones have their default."""
+    options = inspect.signature(type(transform)).parameters.items()
+    defaults = all(name in varied or getattr(transform, name) == option.default for name, option in options)
+    if not (condition and defaults):
+        raise ValueError(f"these options cannot be applied on the device: {transform}")

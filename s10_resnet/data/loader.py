@@ -1,8 +1,14 @@
-"""From arrays of images to augmented batches on their way to the device.
+"""Data loading: a sampler that says which images make a batch, and data sets that turn its answer into a batch.
 
-A batch is planned before it is made: a plan says which images it takes and what seeds its augmentation. The shuffle
-depends on (seed, epoch), the draws on (seed, epoch, batch index, rank), so the same bits come out of 0, 2 or 16
-workers, and a run can go on from any step.
+All randomness is stateless. It follows from seeds alone, so the batches are bit-identical with any number of workers,
+and a training can be resumed at any step:
+
+- The order of the images in an epoch is seeded with (seed, epoch).
+- The augmentation of a batch is seeded with (seed, epoch, batch index, rank).
+- The images that an alternating flip flips in the first epoch are seeded with the seed and spawn key 1.
+
+`SeedSequence` pads keys with zeros, so the order and the first batch on the device, (seed, epoch) and
+(seed, epoch, 0, 0), share a stream. They make of it a permutation and positions, which are still uniformly distributed.
 """
 
 from __future__ import annotations
@@ -10,55 +16,56 @@ from __future__ import annotations
 import math
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from s10_resnet.data.dataset import Split
-from s10_resnet.data.device_transforms import BatchedTransform
-from s10_resnet.data.mixing import unmixed
-from s10_resnet.data.transforms import mirror, pad, seed_transform, train_transform, use_one_thread
+from s10_resnet.data.device_transforms import DeviceTransform
+from s10_resnet.data.transforms import reflect_pad, seed_transform, train_transform
 from s10_resnet.errors import InputError
 from s10_resnet.utils import signals
 
-Mixing = Callable[[tuple[int, int, int, int], Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_ALTERNATING = 1  # sets the draws of the first orientations apart from all others of the seed
+class BatchSpec(NamedTuple):
+    """What makes a batch.
+
+    Attributes:
+        key: Seed of the augmentation: seed, epoch, batch index, rank.
+        indices: The images, int64 ``[B]``.
+    """
+
+    key: tuple[int, int, int, int]
+    indices: np.ndarray
 
 
-class Plan(NamedTuple):
-    """Which images make a batch, and the key its augmentation is seeded with."""
+class StatelessBatchSampler(Sampler[BatchSpec]):
+    """Yields the batches of all epochs in a row, so that workers prefetch across the end of an epoch.
 
-    key: tuple[int, int, int, int]  # seed, epoch, batch index, rank
-    samples: np.ndarray  # int64 [B]
-
-
-class Plans(Sampler[Plan]):
-    """The plans of a whole run, epoch after epoch, so that workers prefetch across the end of an epoch.
-
-    Every image comes once an epoch; where the batch size does not divide the number of images, the last batch is
-    smaller. Where several processes train together, each takes every so-manyth image of every batch.
+    Every image comes once an epoch. The last batch of an epoch is smaller if the batch size does not divide the number
+    of images. With several processes, each takes every ``world_size``-th image of every batch.
 
     Args:
-        images: Training images.
-        batch_size: Images in a step of all processes together.
+        num_images: Size of the training split.
+        batch_size: Images per step, over all processes.
         epochs: Passes over the images.
-        seed: Of order and augmentation.
-        first_step: Where to begin: the plans of so many steps are left out.
-        rank: Which of the processes this is.
-        world_size: How many there are.
+        seed: Seed of order and augmentation, in 0..2**32 - 1.
+        first_step: Number of steps to skip, counted from the first epoch.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
         self,
-        images: int,
+        num_images: int,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -67,165 +74,169 @@ class Plans(Sampler[Plan]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.images, self.batch_size, self.epochs, self.seed = images, batch_size, epochs, seed
+        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
         self.first_step, self.rank, self.world_size = first_step, rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the ragged one counted."""
-        return math.ceil(self.images / self.batch_size)
+        """Number of batches in an epoch, including a smaller last one."""
+        return math.ceil(self.num_images / self.batch_size)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[Plan]:
-        begun, done = divmod(self.first_step, self.steps_per_epoch)
-        for epoch in range(begun, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
-            for index in range(done if epoch == begun else 0, self.steps_per_epoch):
-                batch = order[index * self.batch_size : (index + 1) * self.batch_size]
-                yield Plan((self.seed, epoch, index, self.rank), batch[self.rank :: self.world_size])
+    def __iter__(self) -> Iterator[BatchSpec]:
+        first_epoch, first_batch = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+            for batch in range(first_batch if epoch == first_epoch else 0, self.steps_per_epoch):
+                indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield BatchSpec((self.seed, epoch, batch, self.rank), indices[self.rank :: self.world_size])
 
 
 class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Turns a plan into a batch: uint8 images ``[B, 32, 32, 3]`` and targets, int64 ``[B]`` unless they are mixed.
+    """Map-style data set from a `BatchSpec` to a batch augmented by Albumentations on the CPU.
 
-    The images are padded once and held as a tensor, which worker processes share instead of copying, whichever way
-    they are started.
+    An item is a pair of images, uint8 ``[B, 32, 32, 3]``, and labels, int64 ``[B]``. The images are padded once and
+    held as a tensor, which worker processes share whatever their start method is.
 
     Args:
-        split: Images and labels.
-        crop_padding: Pixels of reflection around an image before the random crop; 0 for no crop.
-        flip: ``random`` mirrors half of the images; ``alternating`` mirrors every image in every second epoch, half of
-            them in the first (Keller Jordan 2024, https://arxiv.org/abs/2404.00498); ``none`` mirrors none.
-        mix: From a plan's key, images and labels to images and targets; see `s10_resnet.data.mixing`.
-        **steps: What else `train_transform` takes.
-    """
-
-    def __init__(self, split: Split, *, crop_padding: int, flip: str, mix: Mixing = unmixed, **steps: float) -> None:
-        self.size = split.images.shape[1]
-        self.alternating, self.mix = flip == "alternating", mix
-        self.images = torch.from_numpy(pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
-        self.labels = torch.from_numpy(split.labels)
-        self.transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=self.size, **steps)
-
-    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        seed_transform(self.transform, *plan.key)
-        padded = self.images.numpy()
-        batch = np.empty((len(plan.samples), self.size, self.size, 3), np.uint8)
-        for row, sample in enumerate(plan.samples):
-            batch[row] = self.transform(image=padded[sample])["image"]
-        if self.alternating:
-            mirrored = _mirrored(plan, len(padded))
-            batch[mirrored] = mirror(batch[mirrored])
-        images, targets = self.mix(plan.key, torch.from_numpy(batch), self.labels[torch.from_numpy(plan.samples)])
-        if get_worker_info() is not None:
-            images.share_memory_()  # on its way it would be anyway, but by a thread whose failure nobody hears of
-        return images, targets
-
-
-class DeviceBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The same as `AugmentedBatches`, made on a device that holds all the images; other draws of the same odds.
-
-    Raises:
-        ValueError: For a transform that `s10_resnet.data.device_transforms` does not do.
+        split: Training images and labels.
+        crop_padding: Pixels of reflection padding before the random crop; 0 disables the crop.
+        flip: ``random`` flips each image with a probability of 0.5; ``alternating`` flips a random half of the images
+            in the first epoch, the other half in the second, and so on
+            (Jordan 2024, https://arxiv.org/abs/2404.00498); ``none`` flips none.
+        cutout_size: See `train_transform`.
+        color_jitter: See `train_transform`.
     """
 
     def __init__(
-        self,
-        split: Split,
-        device: torch.device,
-        *,
-        crop_padding: int,
-        flip: str,
-        mix: Mixing = unmixed,
-        **steps: float,
+        self, split: Split, *, crop_padding: int, flip: str, cutout_size: int, color_jitter: float = 0.0
     ) -> None:
-        transform = train_transform(crop=crop_padding > 0, flip=flip == "random", size=split.images.shape[1], **steps)
-        self.alternating, self.mix = flip == "alternating", mix
-        self.images = torch.from_numpy(pad(split.images, crop_padding)).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.transform = BatchedTransform(transform, self.images.shape[1:])
-
-    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        draws = self.transform.draw(np.random.default_rng(plan.key), len(plan.samples))
-        samples, draws = (
-            part.to(self.images.device, non_blocking=True) for part in (torch.from_numpy(plan.samples), draws)
+        self.size = split.images.shape[1]
+        self.alternating_flip = flip == "alternating"
+        self.images = torch.from_numpy(reflect_pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
+        self.labels = torch.from_numpy(split.labels)
+        self.transform = train_transform(
+            crop=crop_padding > 0,
+            flip=flip == "random",
+            cutout_size=cutout_size,
+            color_jitter=color_jitter,
+            size=self.size,
         )
-        images = self.transform.apply(self.images, draws, samples)
-        if self.alternating:
-            mirrored = torch.from_numpy(_mirrored(plan, len(self.images))).to(images.device, non_blocking=True)
-            images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
-        return self.mix(plan.key, images, self.labels[samples])
+
+    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
+        seed_transform(self.transform, *spec.key)
+        padded = self.images.numpy()
+        batch = np.empty((len(spec.indices), self.size, self.size, 3), np.uint8)
+        for row, index in enumerate(spec.indices):
+            batch[row] = self.transform(image=padded[index])["image"]
+        if self.alternating_flip:
+            flipped = _is_flipped(spec, len(padded))
+            batch[flipped] = batch[flipped, :, ::-1]
+        images = torch.from_numpy(batch)
+        if get_worker_info() is not None:
+            # Would happen later anyway, but in a thread of the worker, where an error (a full /dev/shm) is lost and
+            # the main process waits forever.
+            images.share_memory_()
+        return images, self.labels[torch.from_numpy(spec.indices)]
 
 
-def _mirrored(plan: Plan, images: int) -> np.ndarray:
-    """Which images of a batch an alternating flip mirrors, bool ``[B]``: a function of seed, image and epoch alone."""
-    seed, epoch, _, _ = plan.key
-    return _mirrored_at_first(seed, images)[plan.samples] ^ bool(epoch % 2)
+class DeviceAugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
+    """`AugmentedBatches` on a device that holds all images.
+
+    The random parameters have the same distributions, but other values; there is no ``color_jitter``.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, cutout_size: int) -> None:
+        self.alternating_flip = flip == "alternating"
+        self.images = torch.from_numpy(reflect_pad(split.images, crop_padding)).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        transform = train_transform(
+            crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size, size=split.images.shape[1]
+        )
+        self.transform = DeviceTransform(transform, self.images.shape[1:])
+
+    def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
+        device = self.images.device
+        params = self.transform.sample_params(np.random.default_rng(spec.key), len(spec.indices))
+        params = params.to(device, non_blocking=True)
+        indices = torch.from_numpy(spec.indices).to(device, non_blocking=True)
+        images = self.transform.apply(self.images, params, indices)
+        if self.alternating_flip:
+            flipped = torch.from_numpy(_is_flipped(spec, len(self.images))).to(device, non_blocking=True)
+            images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+        return images, self.labels[indices]
+
+
+def _is_flipped(spec: BatchSpec, num_images: int) -> np.ndarray:
+    """Which images of a batch the alternating flip flips, bool ``[B]``; depends on seed, epoch and image only."""
+    seed, epoch, _, _ = spec.key
+    return _is_flipped_first(seed, num_images)[spec.indices] ^ bool(epoch % 2)
 
 
 @lru_cache(maxsize=1)
-def _mirrored_at_first(seed: int, images: int) -> np.ndarray:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ALTERNATING,))).random(images) < 0.5
+def _is_flipped_first(seed: int, num_images: int) -> np.ndarray:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    return rng.random(num_images) < 0.5
 
 
-def train_loader(
-    batches: AugmentedBatches | DeviceBatches, plans: Plans, *, workers: int, pin_memory: bool
+def create_loader(
+    dataset: Dataset[Any], sampler: Sampler[Any] | Sequence[Any], *, workers: int, pin_memory: bool
 ) -> DataLoader:
-    """The batches in the order of their plans; with workers, to be had through `running`, which ends them."""
+    """Creates a loader that yields the batches of ``sampler``; iterate over it with `iterate_batches`."""
     return DataLoader(
-        batches,
-        sampler=plans,
-        batch_size=None,  # a plan is one item and its batch comes back whole: nothing to collate
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # an item is a whole batch
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_init_worker,
         prefetch_factor=4 if workers else None,
     )
 
 
-def require_sockets(workers: int) -> None:
-    """Makes sure that workers can send batches: through sockets in the system's folder for temporary files.
+def check_worker_sockets(workers: int) -> None:
+    """Checks that DataLoader workers can send batches, which takes Unix sockets in the folder of temporary files.
 
-    In a worker, where the path is too long for a socket, that would be found out by a thread of whose failure nobody
-    hears, and the first batch be waited for without end.
+    If the path of that folder is too long for a socket, the error is lost in a thread of the worker, and the main
+    process waits forever for its first batch.
 
     Raises:
-        InputError: If they cannot.
+        InputError: If no socket can be created there.
     """
     if not workers or not hasattr(socket, "AF_UNIX"):
         return
     try:
         with tempfile.TemporaryDirectory(prefix="pymp-") as folder, socket.socket(socket.AF_UNIX) as probe:
-            path = Path(folder) / f"listener-{'x' * 8}"  # names as long as those of multiprocessing
+            path = Path(folder) / "listener-xxxxxxxx"  # as long as the names of multiprocessing
             probe.bind(str(path))
             path.unlink()
     except OSError as error:
         raise InputError(
             f"--workers {workers}: must be 0, or TMPDIR another folder: workers send batches through sockets in "
-            f"{tempfile.gettempdir()}, where none can be made ({error})"
+            f"{tempfile.gettempdir()}, where none can be created ({error})"
         ) from None
 
 
 @contextmanager
-def running(loader: DataLoader) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Starts a loader's workers and, however the block is left, ends them.
+def iterate_batches(loader: DataLoader) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Starts the workers of a loader, and ends them when the block is left in any way.
 
-    A signal to the whole process group is for the main process alone: workers that died of it would take batches with
-    them which the step in hand still needs.
+    Workers ignore SIGINT and SIGTERM, which a terminal and supervisors send to the whole process group: a worker that
+    died would lose batches that the main process still needs to finish its step.
     """
-    with signals.withheld():
-        batches = iter(loader)
+    with signals.block_signals():
+        batches: Any = iter(loader)
     try:
         yield batches
     finally:
         if loader.num_workers:
-            batches._shutdown_workers()  # private, but the public way is to leave it to the garbage collector
+            batches._shutdown_workers()  # private; the public way is garbage collection, at an unknown time
             for worker in batches._workers:
                 worker.kill()
 
 
-def _start_worker(worker: int) -> None:
-    use_one_thread()
-    signals.ignore()
+def _init_worker(worker_id: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV would start a thread pool of its own
+    signals.ignore_signals()

@@ -1,4 +1,7 @@
-"""A stand-in for CIFAR-10 where there is no network: ten classes of drawn shapes on 32x32 colour images."""
+"""The synthetic data set: ten classes of geometric shapes on 32x32 color images, generated without any download.
+
+Position, size, rotation and colors are random, so that only the shape tells the class.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SignedDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-SIDE = 32  # pixels
-RADIUS = (9.0, 12.0)  # pixels; smaller, and an 8x8 cutout could hide what tells a shape
-SHIFT = 3.0  # pixels off the centre; more, and a crop shifted by another 4 would cut too much away
-CONTRAST = 0.4  # least difference of shape and background in each colour channel, as a fraction of 1
+SIZE = 32  # height and width of an image, pixels
+RADIUS = (9.0, 12.0)  # pixels; in a smaller shape, an 8x8 cutout could hide what distinguishes it
+SHIFT = 3.0  # largest distance from the center, pixels; a random crop adds up to 4 and must not cut off the shape
+CONTRAST = 0.4  # smallest difference of shape and background in each color channel, as a fraction of 1
 WAVE = 0.15  # largest amplitude of the background's wave, as a fraction of 1
 NOISE = 0.06  # standard deviation of the pixel noise, as a fraction of 1
 
 
-# Each shape is a signed distance, negative inside, in a frame where the shape fills the unit circle; away from the
-# edges it need not be exact.
+# Each shape is a signed distance function, negative inside, scaled to fit the unit circle. It has to be exact at the
+# edges only.
 
 
 def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -26,13 +29,13 @@ def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A closed band."""
+    """A circular band."""
     return np.abs(np.hypot(x, y) - 0.75) - 0.2
 
 
 def star(x: np.ndarray, y: np.ndarray, tips: int = 5, normal: float = 0.4 * np.pi) -> np.ndarray:
-    """A star whose edges' normals stand `normal` radians off its tips' axes; at ``pi / tips``, a regular polygon."""
-    # Every half of a tip is folded onto the first: one straight line then bounds them all.
+    """A star; ``normal`` is the angle of an edge's normal to its tip's axis, in radians (``pi / tips``: a polygon)."""
+    # By symmetry, fold every half of a tip onto the first one: a single straight line bounds them all.
     sector = 2 * np.pi / tips
     angle = np.abs((np.arctan2(y, x) + sector / 2) % sector - sector / 2)
     return np.hypot(x, y) * np.cos(angle - normal) - np.cos(normal)
@@ -49,13 +52,13 @@ def bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two bars at a right angle."""
+    """Two bars that cross at a right angle."""
     x, y = np.abs(x), np.abs(y)
     return np.maximum(np.maximum(x, y) - 1, np.minimum(x, y) - 0.25)
 
 
 def moon(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc with a bite taken out."""
+    """A crescent."""
     return np.maximum(circle(x, y), 0.75 - np.hypot(x - 0.5, y))
 
 
@@ -65,61 +68,65 @@ def stripes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The middle and the corners of a board of three by three fields."""
+    """Five of the nine squares of a 3x3 checkerboard."""
     board = np.cos(2 * np.pi * x) * np.cos(2 * np.pi * y) / (2 * np.pi)
     return np.maximum(np.maximum(np.abs(x), np.abs(y)) - 0.75, -board)
 
 
 def dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Four discs, the corners of a square."""
+    """Four discs at the corners of a square."""
     return np.hypot(np.abs(x) - 0.5, np.abs(y) - 0.5) - 0.3
 
 
-SHAPES: tuple[Distance, ...] = (circle, ring, triangle, bar, star, cross, moon, stripes, checks, dots)
+SHAPES: tuple[SignedDistance, ...] = (circle, ring, triangle, bar, star, cross, moon, stripes, checks, dots)
 CLASSES: tuple[str, ...] = tuple(shape.__name__ for shape in SHAPES)
 
 
-def render(shape: Distance, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one shape in random poses and colours on random backgrounds; uint8 ``[count, 32, 32, 3]``."""
+def render(shape: SignedDistance, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Renders ``count`` images of one shape with random position, size, rotation, colors and background.
+
+    Returns:
+        uint8 ``[count, 32, 32, 3]``.
+    """
 
     def uniform(low: float, high: float, channels: int = 1) -> np.ndarray:
         return rng.uniform(low, high, (count, 1, 1, channels)).astype(np.float32)
 
-    grid = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
+    grid = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
     x, y = grid[:, None] + uniform(-SHIFT, SHIFT), grid[:, None, None] + uniform(-SHIFT, SHIFT)  # [count, ...]
-    radius, turn = uniform(*RADIUS), uniform(0, 2 * np.pi)
-    cos, sin = np.cos(turn) / radius, np.sin(turn) / radius
+    radius, angle = uniform(*RADIUS), uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     distance = radius * shape(cos * x - sin * y, sin * x + cos * y)  # pixels, [count, 32, 32, 1]
-    mask = np.clip(0.5 - distance, 0, 1)  # an edge one pixel wide: no staircase
+    mask = np.clip(0.5 - distance, 0, 1)  # anti-aliased: an edge is one pixel wide
 
-    # A long wave is a gradient, a short one a texture.
+    # A long wave looks like a gradient, a short one like a texture.
     direction, cycles, phase = uniform(0, 2 * np.pi), uniform(0.2, 4), uniform(0, 2 * np.pi)
-    wave = np.sin(2 * np.pi * cycles / SIDE * (np.cos(direction) * x + np.sin(direction) * y) + phase)
+    wave = np.sin(2 * np.pi * cycles / SIZE * (np.cos(direction) * x + np.sin(direction) * y) + phase)
     base = uniform(0, 1, channels=3)
     background = base + uniform(-WAVE, WAVE, channels=3) * wave  # [count, 32, 32, 3]
-    # On the circle of fractions no value is commoner than another, so that colour says nothing about the class.
-    colour = (base + uniform(CONTRAST, 1 - CONTRAST, channels=3)) % 1
+    # Modulo 1 both colors are uniformly distributed, so that colors do not depend on the class.
+    color = (base + uniform(CONTRAST, 1 - CONTRAST, channels=3)) % 1
 
     noise = NOISE * rng.standard_normal(background.shape, dtype=np.float32)
-    image = background + mask * (colour - background) + noise
+    image = background + mask * (color - background) + noise
     return (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
 
 
-def draw(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a balanced, shuffled data set.
+def generate(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Generates a balanced, shuffled data set.
 
     Args:
         size: Number of images.
-        seed: Fixes every bit. Sets of different seeds are independent, but a longer set does not begin with a shorter
-            one of its seed: training and test images take two seeds, as in ``draw(10_000, seed=0)`` and
-            ``draw(2_000, seed=1)``.
+        seed: Seed of labels and images. The first images of a larger set are not those of a smaller set of the same
+            seed, so training and test split need two seeds.
 
     Returns:
-        Images, uint8 ``[size, 32, 32, 3]`` in 0..255, and labels, int64 ``[size]``, which index `CLASSES`.
+        Images, uint8 ``[size, 32, 32, 3]``, and labels, int64 ``[size]``, indices of `CLASSES`.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(size) % len(CLASSES))
-    images = np.empty((size, SIDE, SIDE, 3), dtype=np.uint8)
+    images = np.empty((size, SIZE, SIZE, 3), dtype=np.uint8)
     for label, shape in enumerate(SHAPES):
-        images[labels == label] = render(shape, np.count_nonzero(labels == label), rng)
+        of_class = labels == label
+        images[of_class] = render(shape, int(of_class.sum()), rng)
     return images, labels

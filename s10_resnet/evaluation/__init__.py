@@ -1,1 +1,1 @@
-"""What trained weights are asked for: metrics, views, predictions, heat maps."""
+"""Use of trained weights: metrics, test-time augmentation, predictions, heat maps."""

@@ -1,126 +1,126 @@
-"""How good a trained network is, on the images of its data set or on a folder of pictures."""
+"""Evaluation of trained weights on their data set or on a folder of image files."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s10_resnet.data import dataset as data
+from s10_resnet.config import EvaluateConfig, printable
+from s10_resnet.data import dataset
 from s10_resnet.errors import InputError
-from s10_resnet.evaluation import images as pictures
-from s10_resnet.evaluation import metrics
-from s10_resnet.evaluation.tta import VIEWS, Averaged
-from s10_resnet.models.pretrained import Trained, load_model
-from s10_resnet.options import Evaluation
+from s10_resnet.evaluation.images import find_labeled_images, read_images
+from s10_resnet.evaluation.inference import predict_logits
+from s10_resnet.evaluation.metrics import compute_metrics
+from s10_resnet.evaluation.tta import TTAModel
+from s10_resnet.models.pretrained import LoadedModel, load_model, weights_file
 from s10_resnet.reporting import plots
-from s10_resnet.training import loop as engine
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import outputs, signals
-from s10_resnet.utils.runtime import Runtime
+from s10_resnet.reporting.formatting import title_suffix
+from s10_resnet.utils import signals
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.environment import collect_environment
+from s10_resnet.utils.io import write_json
+from s10_resnet.utils.runtime import init_runtime
 
 
-@signals.heeded()
-def evaluate(options: Evaluation) -> dict[str, Any]:
-    """Evaluates a checkpoint; leaves a JSON file and a picture of the confusion matrix beside it.
+@signals.graceful_shutdown()
+def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluates a checkpoint, and writes a JSON file and a plot of the confusion matrix beside it.
 
     Returns:
-        The content of the JSON file: what was evaluated, all of `s10_resnet.evaluation.metrics.measure`,
-        ``plain_accuracy`` (without test-time augmentation), the files that could not be read, and the environment.
+        The content of the JSON file: what was evaluated, `s10_resnet.evaluation.metrics.compute_metrics`,
+        ``accuracy_without_tta``, the files that could not be read, and the environment.
 
     Raises:
-        InputError: For a file that is no weights, a data set that is not there, or a folder without labelled pictures.
+        InputError: For a checkpoint that is not a weights file, a data set that is not available, or a folder without
+            labeled images.
     """
-    trained = load_model(options.checkpoint, options.device, options.precision)
-    images, labels, unreadable = _labelled_images(options, trained)
-    what = "pictures" if options.images else f"{options.split} images"
-    plain = _logits(trained, images, "none")
-    logits = plain if options.tta == "none" else _logits(trained, images, options.tta)
-    measured = metrics.measure(logits, labels, trained.classes)
+    init_runtime(config.device, config.precision)  # sets up cuDNN and the memory allocator, which `load_model` leaves
+    model = load_model(config.checkpoint, config.device, config.precision)
+    images, labels, errors = _load_images(config, model)
+    without_tta = _logits(model, images, "none")
+    logits = without_tta if config.tta == "none" else _logits(model, images, config.tta)
     content = {
-        "checkpoint": str(options.checkpoint),
-        "epoch": trained.epoch,
-        "dataset": str(options.images) if options.images else trained.dataset,
-        "split": None if options.images else options.split,
-        "tta": options.tta,
-        "plain_accuracy": (plain.argmax(1) == labels).double().mean().item(),
-        **measured,
-        "unreadable": unreadable,
-        "device": str(trained.runtime.device),
-        "precision": trained.runtime.precision,
-        **outputs.provenance(trained.runtime.device),
+        "checkpoint": str(weights_file(config.checkpoint)),
+        "epoch": model.epoch,
+        "dataset": str(config.images.resolve()) if config.images else model.dataset,
+        "split": None if config.images else config.split,
+        "tta": config.tta,
+        "accuracy_without_tta": (without_tta.argmax(1) == labels).double().mean().item(),
+        **compute_metrics(logits, labels, model.classes),
+        "errors": errors,
+        "device": str(model.runtime.device),
+        "precision": model.runtime.precision,
+        **collect_environment(model.runtime.device),
     }
-    _say(content, trained, what)
-    _write(options, content, trained, what)
+    _print(content)
+    path = _result_path(config)
+    write_json(path, content)
+    title = f"Predictions on {_describe_images(content)}{title_suffix(model.dataset)}"
+    plots.save(
+        plots.confusion(np.array(content["confusion_matrix"]), model.classes, title=title), path.with_suffix(".png")
+    )
+    logger.info(f"results: {printable(str(path), 1000)} and {path.with_suffix('.png').name}")
     return content
 
 
-def accuracies(network: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
-    """Accuracy with each kind of views, as fractions of 1, by ``accuracy_none``, ``accuracy_flip`` and so on.
-
-    Args:
-        network: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
-        images: uint8 ``[N, 32, 32, 3]``, on the network's device.
-        labels: int64 ``[N]``, there, too.
-        runtime: Device and number format.
-    """
-    predicted = {views: engine.predict(Averaged(network, views), images, runtime).argmax(1) for views in VIEWS}
-    return {f"accuracy_{views}": (of_views == labels).double().mean().item() for views, of_views in predicted.items()}
-
-
-def _labelled_images(options: Evaluation, trained: Trained) -> tuple[np.ndarray, torch.Tensor, list[str]]:
-    if options.images:
-        paths, labels = pictures.labelled(options.images, trained.classes)
-        gallery = pictures.read_all(terminal.bar(paths, len(paths), "reading", "picture"))
-        problems = [*gallery.problems.values()]
-        for problem in problems:
-            terminal.complain(problem)
-        if not len(gallery.images):
-            raise InputError(
-                f"--images {options.images}: must hold pictures that can be read; none of {len(paths)} can"
-            )
-        return gallery.images, torch.tensor(labels)[gallery.places], problems
-    held_out = trained.config.get("val_size")
-    if options.split == "val" and not (isinstance(held_out, int) and held_out > 0):
+def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray, Tensor, list[str]]:
+    """Returns images, labels, and messages about files that could not be read."""
+    if config.images:
+        paths, labels = find_labeled_images(config.images, model.classes)
+        images, errors = read_images(paths, f"--images {printable(str(config.images), 1000)}")
+        labels = [label for path, label in zip(paths, labels, strict=True) if path not in errors]
+        return images, torch.tensor(labels), [*errors.values()]
+    val_size = model.config.get("val_size", 0)
+    if config.split == "val" and not val_size:
         raise InputError("--split val: must be test, since this run held no images out")
-    train, test, _ = data.load(trained.dataset, options.data_dir)
-    split = data.hold_out(train, held_out)[1] if options.split == "val" else test
-    if split.classes != trained.classes:
-        raise InputError(f"{options.checkpoint}: must tell the classes of {trained.dataset} apart, and tells others")
+    train, test, _ = dataset.load_dataset(model.dataset, config.data_dir)
+    split = dataset.train_val_split(train, val_size)[1] if config.split == "val" else test
+    if split.classes != model.classes:
+        shown = printable(str(config.checkpoint), 1000)
+        raise InputError(f"{shown}: must have the classes of {model.dataset}, and has others")
     return split.images, torch.from_numpy(split.labels), []
 
 
-def _logits(trained: Trained, images: np.ndarray, views: str) -> torch.Tensor:
-    network = Averaged(trained.network, views)
-    return engine.predict(network, torch.from_numpy(images).to(trained.runtime.device), trained.runtime).cpu()
+def _logits(model: LoadedModel, images: np.ndarray, tta: str) -> Tensor:
+    tensor = torch.from_numpy(images).to(model.runtime.device)
+    return predict_logits(TTAModel(model, tta), tensor, model.runtime).cpu()
 
 
-def _say(content: dict[str, Any], trained: Trained, what: str) -> None:
-    terminal.say(
-        f"{content['checkpoint']}: {trained.dataset}, epoch {trained.epoch}; {content['images']:,} {what}, "
+def _describe_images(content: dict[str, Any]) -> str:
+    return f"{content['split'] or 'labeled'} images (n = {content['images']:,})"
+
+
+def _print(content: dict[str, Any]) -> None:
+    logger.info(
+        f"{printable(content['checkpoint'], 1000)}: epoch {content['epoch']}; {_describe_images(content)}, "
         f"test-time augmentation {content['tta']}; {content['device']}, {content['precision']}"
     )
-    if content["unreadable"]:
-        terminal.say(f"not counted, as they cannot be read: {len(content['unreadable']):,}")
-    plain = "" if content["tta"] == "none" else f" (without augmentation {content['plain_accuracy']:.2%})"
-    terminal.say(
-        f"accuracy {content['accuracy']:.2%}{plain}, loss {content['loss']:.4f}, "
+    if content["errors"]:
+        logger.info(f"images that cannot be read, and are not counted: {len(content['errors']):,}")
+    without = "" if content["tta"] == "none" else f" (without TTA {content['accuracy_without_tta']:.2%})"
+    logger.info(
+        f"accuracy {content['accuracy']:.2%}{without}, loss {content['loss']:.4f}, "
         f"expected calibration error {content['expected_calibration_error']:.2%}"
     )
     for name, row in content["per_class"].items():
-        share = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
-        terminal.say(f"  {name:<{max(map(len, trained.classes))}}  {share:>7}  of {row['images']:,}")
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        logger.info(f"  {name:<{max(map(len, content['per_class']))}}  {accuracy:>7}  of {row['images']:,}")
 
 
-def _write(options: Evaluation, content: dict[str, Any], trained: Trained, what: str) -> None:
-    words = [options.checkpoint.stem, "pictures" if options.images else options.split]
-    words += [] if options.tta == "none" else [options.tta]
-    path = options.checkpoint.with_name(f"evaluation-{'-'.join(words)}.json")
-    outputs.write_json(path, content)
-    note = " (synthetic data)" if trained.dataset == "synthetic" else ""
-    title = f"Predictions on {content['images']:,} {what}{note}"
-    matrix = np.array(content["confusion_matrix"])
-    plots.save(plots.confusion(matrix, trained.classes, title=title), path.with_suffix(".png"))
-    terminal.say(f"see {path} and {path.with_suffix('.png').name}")
+def _result_path(config: EvaluateConfig) -> Path:
+    """Returns the path of the JSON file, another one for each checkpoint, split or folder, and kind of augmentation."""
+    checkpoint = weights_file(config.checkpoint)
+    evaluated: str = config.split
+    if config.images:
+        folder = config.images.resolve()
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", folder.name)[:100]
+        evaluated = f"images-{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
+    tta = "" if config.tta == "none" else f"-{config.tta}"
+    return checkpoint.with_name(f"evaluation-{checkpoint.stem}-{evaluated}{tta}.json")

@@ -1,4 +1,4 @@
-"""Where in an image a network sees a class."""
+"""Grad-CAM: which parts of an image speak for a class."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import torch
 from torch import Tensor, nn
 
 
-def heat_maps(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) at the last convolutions of the network.
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Returns Grad-CAM heat maps (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of the last residual layer.
 
     Args:
-        network: Of `s10_resnet.models.resnet.build_network`, in evaluation mode.
-        images: uint8 ``[B, 32, 32, 3]`` on the network's device.
-        classes: int64 ``[B]``, the class to look for in each.
+        model: A network of `s10_resnet.models.resnet.build_model`, in evaluation mode.
+        images: uint8 ``[B, 32, 32, 3]`` on the model's device.
+        classes: int64 ``[B]``, the class to explain for each image.
 
     Returns:
-        float ``[B, 4, 4]`` from 0 to 1 in each image, all 0 where nothing speaks for the class; the rows and columns of
-        the map are those of the image.
+        float ``[B, 4, 4]``, scaled to a maximum of 1 per image; all 0 where nothing speaks for the class. Rows and
+        columns are those of the image.
     """
-    seen: list[Tensor] = []
-    hook = network.resnet.layer3.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    outputs: list[Tensor] = []
+    layer = model.get_submodule("resnet.layer3")
+    hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
     try:
         with torch.enable_grad():
-            logits = network(images)  # [B, C]
-            (activations,) = seen  # [B, 512, 4, 4]
-            # Images do not mix in evaluation mode, so one sum has the gradients of them all.
+            logits = model(images)  # [B, C]
+            (activations,) = outputs  # [B, 512, 4, 4]
+            # Images are independent in evaluation mode: the gradient of the sum holds the gradients of all.
             (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), activations)
     finally:
         hook.remove()

@@ -1,146 +1,241 @@
-"""Picture files of any size and kind, from strangers too, made into what the network takes."""
+"""Image files of any size and format: finding them, and reading them into the input of the network."""
 
 from __future__ import annotations
 
-import glob
+import io
+import os
+import struct
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from s10_resnet.config import printable
 from s10_resnet.errors import InputError
+from s10_resnet.utils.console import logger, progress_bar
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no other of Pillow's many readers is let near a file
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-SIZE = 32
-
-
-class PictureError(InputError):
-    """A file is no picture, or one that cannot be read."""
-
-
-class Gallery(NamedTuple):
-    """The pictures that could be read, and what was wrong with the others.
-
-    Attributes:
-        images: uint8 ``[N, 32, 32, 3]``.
-        places: Which of the files each is, int64 ``[N]``.
-        problems: For each of the others a line that names it, by its place among the files.
-    """
-
-    images: np.ndarray
-    places: np.ndarray
-    problems: dict[int, str]
+IMAGE_SIZE = 32
+MAX_PIXELS = 50_000_000  # far more than 32 x 32 needs, and more than most cameras have; decoded, some 200 MB
+NUM_SHOWN = 5  # files that a warning names
+# Pillow runs another program, Ghostscript, to read EPS; of the others it reads the header only.
+UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-def read(path: Path, size: int = SIZE) -> np.ndarray:
-    """A picture as uint8 ``[size, size, 3]``: its middle square, scaled by antialiased bicubic interpolation.
+def image_formats() -> tuple[str, ...]:
+    """Returns Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in UNREADABLE_FORMATS)
 
-    The orientation that a camera noted is heeded, grey becomes colour, what is transparent is laid on white, and of an
-    animation the first frame is taken. An RGB picture of ``size`` x ``size`` comes back as it is.
+
+def read_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Reads an image file, whatever its name, as `to_array` says; of an animation the first frame.
+
+    Returns:
+        uint8 ``[size, size, 3]``.
 
     Raises:
-        PictureError: If the file is not a PNG, JPEG, WebP, GIF or BMP, is damaged, or holds more than some 178 million
-            pixels, which is how archives of death look.
+        InputError: If the path is not that of a regular file, or the file is in no format that Pillow reads, is
+            damaged, or has more than `MAX_PIXELS` pixels. Damaged metadata of a PNG or JPEG file is ignored.
     """
+    path = Path(path)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
-            picture.draft("RGB", (4 * size, 4 * size))  # a large JPEG need not be decoded to its last pixel
-            upright = ImageOps.exif_transpose(picture)
-            return np.array(ImageOps.fit(_on_white(upright), (size, size), Image.Resampling.BICUBIC))
-    except MemoryError:
-        raise
-    except FileNotFoundError:
-        raise PictureError(f"{path}: must be a picture, and there is no such file") from None
-    except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: must be a picture, one of {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise PictureError(f"{path}: must be a picture of at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except OSError as error:
-        raise PictureError(f"{path}: cannot be read ({error.strerror or _line(error)})") from None
-    except Exception as error:  # a damaged file may trip a reader over anything
-        raise PictureError(f"{path}: cannot be read as a picture ({_line(error)})") from None
-
-
-def read_all(paths: Iterable[Path]) -> Gallery:
-    """All pictures that can be read; the others are named, and stop nobody."""
-    images: dict[int, np.ndarray] = {}
-    problems: dict[int, str] = {}
-    for place, path in enumerate(paths):
+        if not path.is_file():
+            raise InputError("it must be a file, not a folder, pipe or device, and exist")
         try:
-            images[place] = read(path)
-        except PictureError as error:
-            problems[place] = str(error)
-    return Gallery(
-        np.array([*images.values()], np.uint8).reshape(-1, SIZE, SIZE, 3), np.array([*images], int), problems
-    )
+            return _decode(path, size)
+        except Exception:  # damaged metadata makes Pillow raise anything
+            return _decode(io.BytesIO(_strip_metadata(path)), size)
+    except UnidentifiedImageError:
+        reason = "it is in no known format"
+    except Exception as error:  # and so do damaged pixels
+        reason = printable(str(error) or repr(error), 200)
+    raise InputError(f"{printable(str(path), 1000)}: cannot be read as an image ({reason})")
 
 
-def find(given: Iterable[Path]) -> list[Path]:
-    """The files that a command line means.
+def to_array(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Converts an image to uint8 ``[size, size, 3]``: its middle square, resized by antialiased bicubic interpolation.
+
+    The EXIF orientation is applied, gray becomes RGB, 16 bits become 8, and transparent pixels are drawn on white. An
+    RGB image of ``size`` x ``size`` pixels is returned unchanged.
+
+    Raises:
+        InputError: If it has more than `MAX_PIXELS` pixels.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"it must have at most {MAX_PIXELS / 1e6:.0f} megapixels")
+    image.load()  # the orientation may stand behind the pixels
+    with suppress(Exception):  # damaged metadata is no reason to refuse the pixels
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip at 255
+        pixels = np.asarray(image, np.float32) / 257
+        image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+
+
+def read_images(paths: Sequence[Path], name: str) -> tuple[np.ndarray, dict[Path, str]]:
+    """Reads all images that can be read (see `read_image`), and warns of the others.
 
     Args:
-        given: Files, which are taken whatever they are called; folders, for the pictures below them; or patterns that
-            the shell has left alone, such as ``pets/**/*.jpg``.
+        paths: The files.
+        name: What the files were given as, for the message.
+
+    Returns:
+        The images, uint8 ``[N, 32, 32, 3]``, and for each of the other files a message of one line.
 
     Raises:
-        InputError: If one of them stands for nothing.
+        InputError: If none of the files can be read.
     """
-    return [path for one in given for path in _meant(one)]
+    images: list[np.ndarray] = []
+    errors: dict[Path, str] = {}
+    for path in progress_bar(paths, len(paths), "reading", "image"):
+        try:
+            images.append(read_image(path))
+        except InputError as error:
+            errors[path] = str(error)
+    if not images:
+        raise InputError(f"{name}: none of {len(paths):,} can be read, the first: {errors[paths[0]]}")
+    for message in errors.values():
+        logger.warning(message)
+    return np.stack(images), errors
 
 
-def labelled(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """The pictures below a folder that holds a folder for each class, and their labels.
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Finds the image files that a command line means.
+
+    Files are taken whatever their names. Below folders, and by patterns such as ``pets/**/*.jpg`` that the shell did
+    not expand, files are found by the suffixes of their formats; hidden files and folders are left out. No file is
+    taken twice. Below folders symbolic links are followed. What is left out is named in one warning.
 
     Raises:
-        InputError: If it is not such a folder, holds a folder that is named as no class, or no pictures.
+        InputError: If one of the paths stands for no image.
     """
-    names = ", ".join(classes)
+    files: list[Path] = []
+    left_out: list[Path] = []
+    for path in paths:
+        try:
+            found = _expand(path, left_out)
+        except (OSError, ValueError):  # such as names that are too long, and patterns that are none
+            found = []
+        if not found:
+            shown = printable(str(path), 1000)
+            raise InputError(
+                f"IMAGE {shown}: must be an image file, a folder of images, or a pattern that matches some"
+            )
+        files += found
+    return _each_once(files, left_out)
+
+
+def find_labeled_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """Finds the image files below a folder that holds a folder per class: see `find_images`.
+
+    Returns:
+        Paths and labels.
+
+    Raises:
+        InputError: If there is no such folder, it holds another folder than those of classes, or no images.
+    """
+    names, shown = ", ".join(classes), printable(str(folder), 1000)
     if not folder.is_dir():
-        raise InputError(f"--images {folder}: must be a folder that holds folders named {names}")
-    paths, labels = [], []
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if inner.name not in classes:
-            raise InputError(f"--images {folder}: must hold folders named {names}; {inner.name} is none of these")
-        found = list(_below(inner))
-        paths += found
-        labels += [classes.index(inner.name)] * len(found)
-    if not paths:
-        raise InputError(f"--images {folder}: must hold pictures ({' '.join(SUFFIXES)}) in folders named {names}")
-    return paths, labels
-
-
-def _meant(given: Path) -> list[Path]:
-    try:
-        if given.is_dir():
-            found = list(_below(given))
-        elif given.exists():
-            found = [given]
+        raise InputError(f"--images {shown}: must be a folder that holds folders named {names}")
+    files: list[Path] = []
+    left_out: list[Path] = []
+    for inner in sorted(folder.iterdir()):
+        if inner.name.startswith(".") or not inner.is_dir():
+            left_out.append(inner)
+        elif inner.name not in classes:
+            other = printable(inner.name)
+            raise InputError(f"--images {shown}: must hold folders named {names}; {other} is none of these")
         else:
-            matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]  # noqa: PTH207
-            found = [path for match in matches for path in (_below(match) if match.is_dir() else [match])]
-    except OSError:  # longer than the system's names, say
-        found = []
-    if not found:
-        raise InputError(f"IMAGE {given}: must be a picture, a folder of pictures, or a pattern that fits some")
-    return found
+            files += _walk(inner, left_out)
+    if not files:
+        raise InputError(f"--images {shown}: must hold images (.png, .jpg, ...) in folders named {names}")
+    files = _each_once(files, left_out)
+    return files, [classes.index(path.relative_to(folder).parts[0]) for path in files]
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+def _expand(path: Path, left_out: list[Path]) -> list[Path]:
+    """Returns the image files that a file, a folder or a pattern means."""
+    if path.is_dir():
+        return _walk(path, left_out)
+    if path.exists():
+        return [path]
+    base = Path(path.anchor)
+    matches = base.glob(str(path.relative_to(base)))  # as in a shell, ** follows no links
+    files: list[Path] = []
+    for match in sorted(matches):
+        if not any(part.startswith(".") and part not in path.parts for part in match.parts):
+            files += _walk(match, left_out)
+    return list(dict.fromkeys(files))  # ** matches a folder and those in it
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith(("I", "F")):  # 16 bits a pixel, which Pillow would cut off at 255
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+def _walk(root: Path, left_out: list[Path]) -> list[Path]:
+    """Returns the files with suffixes of images below a folder, in the order of sorted paths, or the file itself."""
+    formats = image_formats()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    files, visited, stack = [], set(), [root]
+    while stack:
+        path = stack.pop()
+        real = os.path.realpath(path)
+        if path != root and path.name.startswith("."):
+            left_out.append(path)
+        elif path.is_dir() and real not in visited:  # a link to a folder above would be followed without end
+            visited.add(real)
+            try:
+                stack += sorted(path.iterdir(), reverse=True)
+            except OSError:
+                left_out.append(path)
+        elif path.suffix.lower() in suffixes and path.is_file():
+            files.append(path)
+        else:
+            left_out.append(path)
+    return files
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _each_once(files: Iterable[Path], left_out: list[Path]) -> list[Path]:
+    """Returns the files without those that are there twice, and warns of all that is left out."""
+    unique: dict[str, Path] = {}
+    for path in files:
+        if unique.setdefault(os.path.realpath(path), path) is not path:
+            left_out.append(path)
+    names = [printable(str(path), 1000) for path in dict.fromkeys(left_out)]
+    if names:
+        more = f" and {len(names) - NUM_SHOWN:,} more" if len(names) > NUM_SHOWN else ""
+        logger.warning(f"left out (hidden, not an image file, or there twice): {', '.join(names[:NUM_SHOWN])}{more}")
+    return [*unique.values()]
+
+
+def _decode(file: Path | io.BytesIO, size: int) -> np.ndarray:
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=image_formats()) as image:
+        if image.width * image.height <= MAX_PIXELS:
+            image.draft("RGB", (4 * size, 4 * size))  # a large JPEG is decoded at a lower resolution
+        return to_array(image, size)
+
+
+def _strip_metadata(path: Path) -> bytes:
+    """Returns the content of a PNG or JPEG file without metadata, and that of any other file as it is."""
+    with path.open("rb") as file:
+        content = file.read(8 * MAX_PIXELS)  # 64 bits a pixel, not compressed
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        parts, position = [content[:8]], 8
+        while position + 12 <= len(content):
+            length, kind = struct.unpack_from(">I4s", content, position)
+            if kind[:1].isupper() or kind == b"tRNS":  # critical chunks and transparency
+                parts.append(content[position : position + 12 + length])
+            position += 12 + length
+        return b"".join(parts)
+    if content.startswith(b"\xff\xd8"):
+        parts, position = [content[:2]], 2
+        while position + 4 <= len(content) and content[position + 1] != 0xDA:  # up to the first scan
+            marker, length = struct.unpack_from(">xBH", content, position)
+            is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+            if not is_metadata or (marker == 0xEE and length >= 14):  # Adobe's tells the color space
+                parts.append(content[position : position + 2 + length])
+            position += 2 + length
+        return b"".join([*parts, content[position:]])
+    return content

@@ -1,4 +1,4 @@
-"""What the logits of labelled images come to."""
+"""Metrics of logits and labels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F  # noqa: N812
 
 CALIBRATION_BINS = 15
 
 
-def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Everything a summary of an evaluation holds.
+def compute_metrics(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Computes all metrics of an evaluation.
 
     Args:
         logits: float ``[N, C]``, N at least 1.
@@ -23,43 +23,37 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
 
     Returns:
         ``images``, ``loss`` (mean cross entropy in nats, without label smoothing), ``accuracy``,
-        ``expected_calibration_error``, ``per_class`` (images and accuracy by name; None for a class without images) and
-        ``confusion_matrix`` (see `confusion_matrix`). Accuracies and the error are fractions of 1.
+        ``expected_calibration_error``, ``per_class`` (number of images and accuracy by class name; None for a class
+        without images) and ``confusion_matrix`` (number of images by true class, the row, and predicted class).
+        Accuracies and the calibration error are fractions of 1.
     """
     logits = logits.double()
-    matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), len(classes))
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (labels.numpy(), logits.argmax(1).numpy()), 1)
     totals = matrix.sum(axis=1).tolist()
     return {
         "images": len(labels),
-        "loss": functional.cross_entropy(logits, labels).item(),
+        "loss": F.cross_entropy(logits, labels).item(),
         "accuracy": matrix.trace().item() / len(labels),
         "expected_calibration_error": expected_calibration_error(logits.softmax(1), labels),
         "per_class": {
-            name: {"images": total, "accuracy": hits / total if total else None}
-            for name, total, hits in zip(classes, totals, matrix.diagonal().tolist(), strict=True)
+            name: {"images": total, "accuracy": correct / total if total else None}
+            for name, total, correct in zip(classes, totals, matrix.diagonal().tolist(), strict=True)
         },
         "confusion_matrix": matrix.tolist(),
     }
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Images of each class (row) that were taken for each class (column), int ``[C, C]``."""
-    matrix = np.zeros((classes, classes), int)
-    np.add.at(matrix, (labels, predicted), 1)
-    return matrix
+def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Returns the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599), a fraction of 1.
 
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """How far confidence and accuracy are apart, over images of like confidence, a fraction of 1.
-
-    The mean over bins of equal width, weighted by their images (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    It is the mean difference of confidence and accuracy over 15 bins of equal width, weighted by their sizes.
 
     Args:
-        probabilities: float ``[N, C]``, rows that add up to 1.
+        probabilities: float ``[N, C]``, rows that sum to 1.
         labels: int64 ``[N]``.
-        bins: How many.
     """
     confidence, predicted = probabilities.max(1)
-    place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    indices = (confidence * CALIBRATION_BINS).ceil().long().sub(1).clamp(0, CALIBRATION_BINS - 1)
     gap = (predicted == labels).to(confidence) - confidence
-    return torch.zeros(bins, dtype=gap.dtype).index_add(0, place, gap).abs().sum().item() / len(labels)
+    return torch.zeros(CALIBRATION_BINS, dtype=gap.dtype).index_add(0, indices, gap).abs().sum().item() / len(labels)

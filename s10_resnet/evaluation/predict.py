@@ -1,136 +1,149 @@
-"""What a trained network takes pictures for."""
+"""Predictions for images."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from s10_resnet.config import PredictConfig, printable
 from s10_resnet.errors import InputError
-from s10_resnet.evaluation import gradcam
-from s10_resnet.evaluation import images as pictures
-from s10_resnet.evaluation.images import Gallery
-from s10_resnet.evaluation.tta import Averaged
-from s10_resnet.models.pretrained import Trained, load_model
-from s10_resnet.options import Prediction
+from s10_resnet.evaluation.gradcam import grad_cam
+from s10_resnet.evaluation.images import IMAGE_SIZE, find_images, read_image, read_images, to_array
+from s10_resnet.evaluation.inference import predict_logits
+from s10_resnet.evaluation.tta import TTA_VIEWS, TTAModel
+from s10_resnet.models.pretrained import LoadedModel, load_model
 from s10_resnet.reporting import plots
-from s10_resnet.training import loop as engine
-from s10_resnet.utils import console as terminal
 from s10_resnet.utils import signals
+from s10_resnet.utils.console import format_table, logger
 
-TOP = 3
-PLOTTED = 16  # pictures, or the plot would be longer than a screen is high
-PLOTTED_PIXELS = 256  # along a side
+TOP_K = 3
+MAX_PLOTTED = 16  # images: more would be higher than a screen
+PLOTTED_SIZE = 256  # pixels along a side
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+Top = list[tuple[str, float]]  # class names and probabilities, from the most probable on
 
 
-def predict(model: Trained, images: np.ndarray | Sequence[Path | str], tta: str = "none") -> np.ndarray:
-    """Probabilities of the classes.
+def predict(model: LoadedModel, images: ImageLike | Sequence[ImageLike], tta: str = "none") -> np.ndarray:
+    """Returns the class probabilities of images.
 
     >>> from s10_resnet import load_model, predict
     >>> model = load_model(checkpoint)
-    >>> probabilities = predict(model, images)  # uint8 [N, 32, 32, 3], or a list of files
+    >>> probabilities = predict(model, images)  # an image file, a PIL image, an array, or a list of these
     >>> probabilities.shape
     (4, 10)
 
     Args:
-        model: Of `load_model`.
-        images: uint8 ``[N, 32, 32, 3]``, or picture files, which are read as `s10_resnet.evaluation.images.read` says.
-        tta: Views to average the logits over: ``none``, ``flip`` or ``six``; see `s10_resnet.evaluation.tta`.
+        model: A model of `s10_resnet.load_model`.
+        images: An image or a list of images. An image is the path of an image file (see
+            `s10_resnet.evaluation.images.read_image`), a PIL image, or an array, uint8 ``[32, 32, 3]``; an array may
+            also hold several, uint8 ``[N, 32, 32, 3]``.
+        tta: Test-time augmentation, ``none``, ``flip`` or ``flip_shift``: see `s10_resnet.evaluation.tta.TTAModel`.
 
     Returns:
         float32 ``[N, C]`` in the order of ``model.classes``.
 
     Raises:
-        PictureError: If a file cannot be read as a picture.
-        ValueError: For an array of another shape or type.
+        InputError: For an image file that cannot be read, an array of another shape or type, no images at all, or an
+            unknown ``tta``.
     """
-    if not isinstance(images, np.ndarray):
-        images = np.stack([pictures.read(Path(path)) for path in images])
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (pictures.SIZE, pictures.SIZE, 3):
-        raise ValueError(f"images must be uint8 [N, 32, 32, 3], not {images.dtype} {list(images.shape)}")
-    tensor = torch.from_numpy(images).to(model.runtime.device)
-    logits = engine.predict(Averaged(model.network, tta), tensor, model.runtime)
+    if tta not in TTA_VIEWS:
+        raise InputError(f"tta {printable(repr(tta))}: must be one of {', '.join(TTA_VIEWS)}")
+    batches = [_to_batch(image) for image in (images if isinstance(images, list | tuple) else [images])]
+    if not sum(map(len, batches)):
+        raise InputError("images: must hold at least one image")
+    tensor = torch.from_numpy(np.concatenate(batches)).to(model.runtime.device)
+    logits = predict_logits(TTAModel(model, tta), tensor, model.runtime)
     return logits.softmax(1).cpu().numpy()
 
 
-@signals.heeded()
-def show(options: Prediction) -> np.ndarray:
-    """Prints what pictures are taken for, as a table or as JSON, and draws it if that is asked for.
+@signals.graceful_shutdown()
+def predict_images(config: PredictConfig) -> np.ndarray:
+    """Prints the most probable classes of image files as a table or as JSON, and plots them if asked for.
 
     Returns:
-        float32 ``[N, C]``, the probabilities.
+        The class probabilities, float32 ``[N, C]``.
 
     Raises:
-        InputError: For a checkpoint that is none, or if a picture cannot be read; the others are shown first.
+        InputError: For a checkpoint that is not a weights file, or images that cannot be read; the others are printed
+            first.
     """
-    if options.plot:
-        _check_plot(options.plot)
-    model = load_model(options.checkpoint, options.device)
-    paths = pictures.find(options.images)
-    gallery = pictures.read_all(terminal.bar(paths, len(paths), "reading", "picture"))
-    if len(paths) == len(gallery.problems) == 1:
-        raise InputError(f"IMAGE {gallery.problems[0]}")
-    for problem in gallery.problems.values():
-        terminal.complain(problem)
-    if not len(gallery.images):
-        raise InputError(f"IMAGE {options.images[0]}: must be a picture that can be read; none of {len(paths):,} can")
-    probabilities = predict(model, gallery.images, options.tta)
-    tops = {place: _top(model, row) for place, row in zip(gallery.places.tolist(), probabilities, strict=True)}
-    if options.json:
-        print(
-            json.dumps([_record(path, tops.get(i), gallery.problems.get(i)) for i, path in enumerate(paths)], indent=2)
-        )
+    plot = config.plot
+    if plot and (plot.suffix.lower() != ".png" or plot.is_dir() or not plot.parent.is_dir()):
+        shown = printable(str(plot), 1000)
+        raise InputError(f"--plot {shown}: must be a name ending in .png, in a folder that exists")
+    model = load_model(config.checkpoint, config.device)
+    paths = find_images(config.images)
+    images, errors = read_images(paths, "IMAGE")
+    if model.dataset == "synthetic":
+        logger.warning("these weights were trained on the synthetic data set: they know nothing of photographs")
+    probabilities = predict(model, images, config.tta)
+    readable = [path for path in paths if path not in errors]
+    tops = {path: _top_k(model, row) for path, row in zip(readable, probabilities, strict=True)}
+    if config.json_:
+        print(json.dumps([_to_record(path, tops.get(path), errors.get(path)) for path in paths], indent=2))
     else:
-        _print_table([(paths[place], top) for place, top in tops.items()])
-    if options.plot:
-        _draw(options.plot, model, paths, gallery, tops)
-    if gallery.problems:
-        raise InputError(f"IMAGE: {len(gallery.problems):,} of {len(paths):,} cannot be read")
+        cells = [[f"{name} {value:.2%}" for name, value in top] for top in tops.values()]
+        names = [printable(str(path), 1000) for path in readable]
+        for line in format_table([[name, *row] for name, row in zip(names, cells, strict=True)]):
+            logger.info(line)
+    if plot:
+        _plot(plot, model, images, tops)
+        if not config.json_:  # whose reader expects nothing else on stdout
+            logger.info(f"plot: {printable(str(plot), 1000)}")
+    if errors:
+        raise InputError(f"IMAGE: {len(errors):,} of {len(paths):,} images cannot be read")
     return probabilities
 
 
-def _top(model: Trained, probabilities: np.ndarray) -> list[tuple[str, float]]:
-    order = np.argsort(-probabilities, kind="stable")[:TOP]
+def _to_batch(image: Any) -> np.ndarray:
+    """Returns uint8 ``[N, 32, 32, 3]``."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))[None]
+    if isinstance(image, Image.Image):
+        try:
+            return to_array(image)[None]
+        except Exception as error:  # it may be closed, or of a damaged file
+            raise InputError(
+                f"images: a PIL image cannot be read ({printable(str(error) or repr(error), 200)})"
+            ) from None
+    given = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-3:] == (IMAGE_SIZE, IMAGE_SIZE, 3):
+            return image.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
+        given = f"{image.dtype} {list(image.shape)}"
+    raise InputError(
+        f"images: must be paths, PIL images, or arrays of uint8 [32, 32, 3] or [N, 32, 32, 3], not {given}"
+    )
+
+
+def _top_k(model: LoadedModel, probabilities: np.ndarray) -> Top:
+    order = np.argsort(-probabilities, kind="stable")[:TOP_K]
     return [(model.classes[label], float(probabilities[label])) for label in order]
 
 
-def _record(path: Path, top: list[tuple[str, float]] | None, problem: str | None) -> dict[str, Any]:
+def _to_record(path: Path, top: Top | None, error: str | None) -> dict[str, Any]:
     if top is None:
-        return {"image": str(path), "error": problem}
-    return {"image": str(path), "predictions": [{"class": name, "probability": share} for name, share in top]}
+        return {"image": str(path), "error": error}
+    return {"image": str(path), "predictions": [{"class": name, "probability": value} for name, value in top]}
 
 
-def _print_table(rows: list[tuple[Path, list[tuple[str, float]]]]) -> None:
-    first = max(len(str(path)) for path, _ in rows)
-    across = max(len(name) for _, top in rows for name, _ in top)
-    for path, top in rows:
-        cells = "   ".join(f"{name:<{across}} {share:7.2%}" for name, share in top)
-        terminal.say(f"{path!s:<{first}}   {cells}")
-
-
-def _check_plot(path: Path) -> None:
-    """Before anything is computed: a plot that cannot be written would be told of last."""
-    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"--plot {path}: must be a name ending in .png, in a folder that exists")
-
-
-def _draw(
-    path: Path, model: Trained, paths: list[Path], gallery: Gallery, tops: dict[int, list[tuple[str, float]]]
-) -> None:
-    shown = list(tops)[:PLOTTED]
+def _plot(path: Path, model: LoadedModel, images: np.ndarray, tops: dict[Path, Top]) -> None:
+    paths, shown = list(tops)[:MAX_PLOTTED], list(tops.values())[:MAX_PLOTTED]
     device = model.runtime.device
-    images = torch.from_numpy(gallery.images[:PLOTTED]).to(device)
-    classes = torch.tensor([model.classes.index(tops[place][0][0]) for place in shown], device=device)
+    classes = torch.tensor([model.classes.index(top[0][0]) for top in shown], device=device)
     figure = plots.predictions(
-        [pictures.read(paths[place], PLOTTED_PIXELS) for place in shown],
-        gradcam.heat_maps(model.network, images, classes).cpu().numpy(),
-        [paths[place].name for place in shown],
-        [tops[place] for place in shown],
-        title=f"The first {PLOTTED} of {len(tops):,} pictures" if len(tops) > PLOTTED else "",
+        [read_image(path, PLOTTED_SIZE) for path in paths],
+        grad_cam(model.network, torch.from_numpy(images[:MAX_PLOTTED]).to(device), classes).cpu().numpy(),
+        [printable(path.name) for path in paths],
+        shown,
+        title=f"The first {MAX_PLOTTED} of {len(tops):,} images" if len(tops) > MAX_PLOTTED else "",
     )
     plots.save(figure, path)
-    terminal.complain(f"see {path}")  # on stderr: stdout is the table, or JSON

@@ -1,67 +1,70 @@
-"""Test-time augmentation: an image is looked at in several ways, and the logits are averaged."""
+"""Test-time augmentation: the mean of the logits over several views of an image."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-View = Callable[[Tensor], Tensor]  # uint8 [B, H, W, 3] to the same shape
+from s10_resnet.evaluation.inference import predict_logits
+from s10_resnet.utils.runtime import Runtime
 
-
-def plain(images: Tensor) -> Tensor:
-    """The images as they are."""
-    return images
-
-
-def mirrored(images: Tensor) -> Tensor:
-    """Left and right exchanged."""
-    return images.flip(2)
-
-
-def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Moved by whole pixels; what comes in at the border is its mirror image, edge pixels not repeated."""
-    _, height, width, _ = images.shape
-    rows = _reflected(torch.arange(height, device=images.device) - down, height)
-    columns = _reflected(torch.arange(width, device=images.device) - right, width)
-    return images[:, rows][:, :, columns]
-
-
-FLIP: Sequence[tuple[float, View]] = ((0.5, plain), (0.5, mirrored))
-VIEWS: dict[str, Sequence[tuple[float, View]]] = {
-    "none": ((1.0, plain),),
-    "flip": FLIP,
-    "six": (
-        *((weight / 2, view) for weight, view in FLIP),
-        *(
-            (weight / 4, lambda images, view=view, by=by: view(shifted(images, by, by)))
-            for by in (-1, 1)
-            for weight, view in FLIP
-        ),
-    ),
+# Weight of a view's logits, its shift down and to the right in pixels, and whether it is mirrored, in the order of the
+# forward passes.
+TTA_VIEWS: dict[str, list[tuple[float, int, bool]]] = {
+    "none": [(1.0, 0, False)],
+    "flip": [(0.5, 0, False), (0.5, 0, True)],
+    "flip_shift": [
+        *((0.25, 0, flip) for flip in (False, True)),
+        *((0.125, shift, flip) for shift in (-1, 1) for flip in (False, True)),
+    ],
 }
 
 
-class Averaged(nn.Module):
-    """A network that averages its logits over several views of its images.
+class TTAModel(nn.Module):
+    """A network with test-time augmentation.
 
-    ``six`` is half the mirror pair and half the mean of the mirror pairs of the image shifted by one pixel along the
-    diagonal, up to the left and down to the right, after Keller Jordan's airbench
+    ``flip`` is the mean over an image and its mirror image. ``flip_shift`` is half of that, and half the same of the
+    image shifted by one pixel along the diagonal, up to the left and down to the right, as in Keller Jordan's airbench
     (https://github.com/KellerJordan/cifar10-airbench).
 
     Args:
-        network: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
-        views: ``none``, ``flip`` or ``six``.
+        model: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
+        tta: A key of `TTA_VIEWS`: ``none``, ``flip`` or ``flip_shift``.
     """
 
-    def __init__(self, network: nn.Module, views: str) -> None:
+    def __init__(self, model: nn.Module, tta: str) -> None:
         super().__init__()
-        self.network, self.views = network, VIEWS[views]
+        self.model, self.views = model, TTA_VIEWS[tta]
 
     def forward(self, images: Tensor) -> Tensor:  # uint8 [B, 32, 32, 3]
-        return sum(weight * self.network(view(images)).float() for weight, view in self.views)  # [B, C]
+        logits = (weight * self.model(_view(images, shift, flip)).float() for weight, shift, flip in self.views)
+        return sum(logits)  # [B, C]
 
 
-def _reflected(places: Tensor, size: int) -> Tensor:
-    return size - 1 - (size - 1 - places.abs()).abs()
+def tta_accuracies(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
+    """Returns the accuracies with each kind of test-time augmentation, as fractions of 1.
+
+    Args:
+        model: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
+        images: uint8 ``[N, 32, 32, 3]`` on the model's device, N at least 1.
+        labels: int64 ``[N]`` on the same device.
+        runtime: Device and precision.
+
+    Returns:
+        ``accuracy`` (without test-time augmentation), ``accuracy_tta_flip`` and ``accuracy_tta_flip_shift``.
+    """
+    accuracies = {}
+    for tta in TTA_VIEWS:
+        predicted = predict_logits(TTAModel(model, tta), images, runtime).argmax(1)
+        name = "accuracy" if tta == "none" else f"accuracy_tta_{tta}"
+        accuracies[name] = (predicted == labels).double().mean().item()
+    return accuracies
+
+
+def _view(images: Tensor, shift: int, flip: bool) -> Tensor:
+    """Shifts square images along the diagonal, filled up by reflection, and mirrors them."""
+    if shift:
+        last = images.shape[1] - 1
+        indices = last - (last - (torch.arange(last + 1, device=images.device) - shift).abs()).abs()
+        images = images[:, indices][:, :, indices]
+    return images.flip(2) if flip else images

@@ -1,7 +1,8 @@
-"""What repeated runs come to together. The only importer of scipy."""
+"""Statistics of repeated runs: mean, standard deviation, confidence intervals. The only importer of scipy."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,37 +10,56 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+MIN_VALUES = 3  # of two values, Student's t has one degree of freedom: an interval 18 standard deviations wide
 
 
-def describe(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation, and the 95 % confidence interval of the mean by Student's t.
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Returns mean, sample standard deviation and the 95 % confidence interval of the mean (Student's t).
+
+    Args:
+        values: At least one.
 
     Returns:
-        ``n``, ``mean``, ``std``, ``interval`` from low to high, and ``values``; of a single value the second and third
-        are None.
+        ``n``, ``mean``, ``std`` (None for a single value), ``interval`` as ``[low, high]`` (None for fewer than three
+        values) and ``values``.
     """
     n, mean = len(values), float(np.mean(values))
     std = float(np.std(values, ddof=1)) if n > 1 else None
     interval = None
-    if std is not None:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / n**0.5
-        interval = [mean - half, mean + half]
+    if std is not None and n >= MIN_VALUES:
+        # A scale of 0 would give NaN.
+        interval = _to_list(stats.t.interval(CONFIDENCE, n - 1, mean, std / n**0.5)) if std else [mean, mean]
     return {"n": n, "mean": mean, "std": std, "interval": interval, "values": list(values)}
 
 
-def difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """How much higher the mean of some values is than that of others, with its 95 % interval by Welch's t.
+def welch_interval(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
+    """Returns how far the mean of some values is above that of others, with its 95 % confidence interval.
+
+    The interval is that of Welch's t-test (Welch, 1947, "The generalization of 'Student's' problem when several
+    different population variances are involved"), which does not assume equal variances.
+
+    Args:
+        values: At least one.
+        reference: At least one.
 
     Returns:
-        ``difference``, and ``interval`` from low to high, which is None where a side has a single value.
+        ``difference``, and ``interval`` as ``[low, high]`` (None where a side has fewer than three values).
     """
-    gap = float(np.mean(values) - np.mean(reference))
-    sides = (values, reference)
-    if min(map(len, sides)) < 2:
-        return {"difference": gap, "interval": None}
-    errors = [float(np.var(side, ddof=1)) / len(side) for side in sides]  # squared, of the means
-    if not sum(errors):
-        return {"difference": gap, "interval": [gap, gap]}  # the degrees of freedom would be 0 / 0
-    freedom = sum(errors) ** 2 / sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * sum(errors) ** 0.5
-    return {"difference": gap, "interval": [gap - half, gap + half]}
+    difference = float(np.mean(values) - np.mean(reference))
+    interval = None
+    if min(len(values), len(reference)) >= MIN_VALUES:
+        if np.ptp(values) == np.ptp(reference) == 0:
+            interval = [difference, difference]  # the degrees of freedom would be 0 / 0
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # about values that are all equal on one side
+                test = stats.ttest_ind(values, reference, equal_var=False)
+            interval = _to_list(test.confidence_interval(CONFIDENCE))
+    return {"difference": difference, "interval": interval}
+
+
+def _to_list(interval: Sequence[float]) -> list[float]:
+    return [float(bound) for bound in interval]
+
+
+# The functions before: still called by sweep_results.py and repetition.py, and gone with them.

@@ -1,169 +1,287 @@
-"""Variants of a recipe, trained with several seeds each: what a setting is worth.
+"""Many trainings in one command: several seeds of the settings, and of variants of them.
 
-A training of a sweep leaves a row and no folder: on a GPU it is seconds, and a folder's pictures and checkpoints would
-take longer than that.
+Each training has a run folder with checkpoints inside the sweep's folder, so that a sweep that was stopped continues in
+the middle of a training. Without a variant, a sweep measures how much a result depends on the seed.
 """
 
 from __future__ import annotations
 
-import math
-import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from s10_resnet.data import loader as batches
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from s10_resnet.arguments import parse_variant
+from s10_resnet.config import SweepConfig, TrainConfig, flag
 from s10_resnet.errors import InputError, TrainingError
-from s10_resnet.evaluation.evaluate import accuracies
-from s10_resnet.evaluation.tta import VIEWS
-from s10_resnet.experiments.sweep_results import FILE, Row, content, outcome, report, revived
-from s10_resnet.experiments.variants import Variant, expand
-from s10_resnet.options import Sweep
-from s10_resnet.settings import flag
-from s10_resnet.training import loop as engine
-from s10_resnet.training import lr_finder, range_test, resumption, session
-from s10_resnet.training.session import Session
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import io as files
-from s10_resnet.utils import outputs, signals
+from s10_resnet.evaluation.tta import tta_accuracies
+from s10_resnet.experiments.statistics import summarize, welch_interval
+from s10_resnet.models.pretrained import load_model
+from s10_resnet.training.checkpoint import (
+    RESUME_OVERRIDES,
+    find_checkpoint,
+    load_checkpoint,
+    warn_of_changed_environment,
+)
+from s10_resnet.training.run_files import read_summary
+from s10_resnet.training.setup import Setup, create_setup
+from s10_resnet.training.trainer import fit_run, resolve_max_lr
+from s10_resnet.utils.console import format_table, logger, progress_bar
+from s10_resnet.utils.io import create_run_dir, exclusive_lock, read_json, write_json
+from s10_resnet.utils.launch import command, launch_env
+from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown
 
-FREE = (*resumption.FREE, "runs", "variants")  # what may change between the beginning of a sweep and its end
+FILE = "sweep.json"
+BASELINE = "baseline"  # the label of the settings as given
+METRICS = {"accuracy": "none", "accuracy_tta_flip": "flip", "accuracy_tta_flip_shift": "flip_shift"}  # and their TTA
+MAY_CHANGE = (*RESUME_OVERRIDES, "num_seeds", "variants")  # when a sweep is resumed
 
 
-@signals.heeded()
-def sweep(settings: Sweep) -> dict[str, Any]:
-    """Trains every variant with every seed, seed after seed, and says what each variant is worth.
+class Variant(NamedTuple):
+    """Settings to train with, and their name."""
+
+    label: str
+    config: TrainConfig
+
+
+class TrialResult(BaseModel):
+    """The result of one training after its last epoch; accuracies are fractions of 1, all 0 if it failed."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    variant: str
+    seed: int
+    run: str  # name of its folder
+    failed: str = ""  # the reason
+    max_lr: float = 0.0
+    train_accuracy: float = 0.0
+    train_seconds: float = 0.0
+    accuracy: float = 0.0
+    accuracy_tta_flip: float = 0.0
+    accuracy_tta_flip_shift: float = 0.0
+
+
+@graceful_shutdown()
+def sweep(config: SweepConfig) -> dict[str, Any]:
+    """Trains every variant with every seed, one seed after the other, and reports the accuracy of each variant.
 
     Returns:
-        The content of ``sweep.json``: see `s10_resnet.experiments.sweep_results.content`.
+        The content of ``sweep.json``: see `summarize_trials`.
 
     Raises:
         InputError: For settings or variants that do not fit; nothing has been written then.
-        MachineError: If the machine fails; what was trained before is kept.
-        Stopped: After Ctrl-C or SIGTERM, likewise.
+        EnvironmentFailure: If the machine fails; finished trainings are kept, and the sweep can be resumed.
+        ShutdownRequested: After Ctrl-C or SIGTERM, likewise.
     """
-    run, variants = _begin(settings)
-    folder = outputs.make_run_folder(settings.output_dir, settings.name, "sweep")
-    return _carry_out(settings, run, variants, folder, [])
+    setup, variants = _prepare(config)
+    sweep_dir = create_run_dir(config.output_dir, config.name, "sweep")
+    return _run(config, setup, variants, sweep_dir, [])
 
 
-@signals.heeded()
-def resume(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Goes on with a sweep where it stopped, and with more ``runs`` or variants than before beyond that.
+@graceful_shutdown()
+def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Continues a sweep, within a training if it was stopped in one; more seeds or variants may be added.
 
     Args:
         path: The sweep's folder, or the file in it.
-        asked: Settings that were given this time. They have to be those of the sweep, but for `FREE`.
+        given: Settings given now. They must be those of the sweep, except for `MAY_CHANGE`.
 
     Raises:
-        InputError: For other settings than those it was begun with, or a folder that holds no sweep.
-        MachineError: See `sweep`.
-        Stopped: See `sweep`.
+        InputError: For other settings than those of the sweep, or a folder that is not a sweep's.
+        EnvironmentFailure: See `sweep`.
+        ShutdownRequested: See `sweep`.
     """
-    folder = path.parent if path.name == FILE else path
-    if not (folder / FILE).is_file():
+    path, given = Path(path), given or {}
+    sweep_dir = path.parent if path.name == FILE else path
+    if not (sweep_dir / FILE).is_file():
         raise InputError(f"--resume {path}: must be the folder of a sweep, which holds {FILE}")
-    saved = outputs.read_json(folder / FILE)
+    saved = read_json(sweep_dir / FILE)
     try:
-        begun = Sweep.from_json(saved["settings"])
-        rows = [revived(row) for row in saved["runs"]]
-    except (InputError, KeyError, TypeError):
-        raise InputError(f"--resume {folder}: {FILE} does not hold a sweep") from None
+        begun = SweepConfig.from_json(saved["settings"])
+        trials = [TrialResult.model_validate(trial) for trial in saved["trials"]]
+    except (InputError, KeyError, TypeError, ValidationError):
+        raise InputError(f"--resume {sweep_dir}: {FILE} does not hold a sweep of this version") from None
     changed = [
-        f"{flag(name)} {value} (it was begun with {getattr(begun, name)})"
-        for name, value in asked.items()
-        if name not in FREE and value != getattr(begun, name)
+        f"{flag(name)} {value} (the sweep has {getattr(begun, name)})"
+        for name, value in given.items()
+        if name not in MAY_CHANGE and value != getattr(begun, name)
     ]
     if changed:
-        raise InputError(f"--resume {folder}: a sweep cannot go on with other settings: {'; '.join(changed)}")
-    variants = (*begun.variants, *asked.get("variants", ()))
-    settings = replace(begun, **{**asked, "variants": tuple(dict.fromkeys(variants))})
-    run, variants = _begin(settings)
-    resumption.warn_of_changes({name: saved.get(name) for name in run.environment}, run.environment)
-    return _carry_out(settings, run, variants, folder, rows)
+        raise InputError(f"--resume {sweep_dir}: a sweep cannot be resumed with other settings: {'; '.join(changed)}")
+    variants = tuple(dict.fromkeys((*begun.variants, *given.get("variants", ()))))
+    config = begun.replace(**{**given, "variants": variants})
+    setup, expanded = _prepare(config)
+    warn_of_changed_environment({name: saved.get(name) for name in setup.environment}, setup.environment)
+    return _run(config, setup, expanded, sweep_dir, trials)
 
 
-def _begin(settings: Sweep) -> tuple[Session, list[Variant]]:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError("torchrun: is not for a sweep, which trains in one process")
-    variants = expand(settings)
-    run = session.begin(variants[0].config)
-    for variant in variants:  # what does not fit is to be told before hours of training
-        session.with_recipe(run, variant.config)
-    return run, variants
+def expand_variants(config: SweepConfig) -> list[Variant]:
+    """Returns the settings as given, and all variants that differ from them and from each other.
+
+    Raises:
+        InputError: For a variant that names no setting, or a value that is not allowed.
+    """
+    baseline = TrainConfig(**{name: getattr(config, name) for name in TrainConfig.model_fields} | {"name": ""})
+    variants = {baseline.model_dump_json(): Variant(BASELINE, baseline)}
+    for text in config.variants:
+        for label, changes in parse_variant(text).items():
+            changed = baseline.replace(**changes)
+            variants.setdefault(changed.model_dump_json(), Variant(label, changed))
+    return list(variants.values())
 
 
-def _carry_out(
-    settings: Sweep, run: Session, variants: Sequence[Variant], folder: Path, rows: list[Row]
+def summarize_trials(
+    config: SweepConfig, setup: Setup, variants: Sequence[Variant], trials: Sequence[TrialResult]
 ) -> dict[str, Any]:
-    known = {(row["variant"], row["seed"]) for row in rows}
-    todo = [(variant, seed) for seed in settings.seeds for variant in variants if (variant.label, seed) not in known]
-    with files.locked(folder):
-        outputs.write_json(folder / FILE, content(settings, run, variants, rows))
-        terminal.say(
-            f"{len(variants)} variants, n = {settings.runs} each, {len(todo)} trainings to go; {run.dataset}: "
-            f"{len(run.train.labels):,} training and {len(run.evaluation.labels):,} {run.split} images; "
-            f"{run.runtime.device}, {run.runtime.precision}, {run.workers} workers"
+    """Returns the content of ``sweep.json``.
+
+    Returns:
+        ``settings``; ``variants``, each with its label, the settings that differ from the baseline, the number of
+        failed trainings, statistics of each accuracy (`statistics.summarize`), and the difference of the accuracy from
+        the baseline's (`statistics.welch_interval`); ``trials``, a `TrialResult` each; data and environment.
+    """
+    baseline = variants[0].config.to_json()
+    reference = [trial.accuracy for trial in trials if trial.variant == BASELINE and not trial.failed]
+    rows = []
+    for label, variant_config in variants:
+        own = [trial for trial in trials if trial.variant == label]
+        finished = [trial for trial in own if not trial.failed]
+        comparable = label != BASELINE and finished and reference
+        rows.append(
+            {
+                "label": label,
+                "changes": {k: v for k, v in variant_config.to_json().items() if v != baseline[k]},
+                "failed": len(own) - len(finished),
+                "statistics": {name: summarize([getattr(trial, name) for trial in finished]) for name in METRICS}
+                if finished
+                else None,
+                "difference": welch_interval([trial.accuracy for trial in finished], reference) if comparable else None,
+            }
         )
-        try:
-            for number, (variant, seed) in enumerate(terminal.bar(todo, len(todo), "sweep", "run"), 1):
-                row = _trained(session.with_recipe(run, replace(variant.config, seed=seed)), variant.label)
-                rows.append(row)
-                outputs.write_json(folder / FILE, content(settings, run, variants, rows))
-                terminal.say(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {outcome(row)}")
-        except signals.Stopped as stop:
-            if rows and not stop.urgent:
-                report(folder, content(settings, run, variants, rows), run.note)
-            terminal.say(f"python scripts/sweep.py --resume {folder} goes on")
-            raise
-        result = content(settings, run, variants, rows)
-        report(folder, result, run.note)
-    return result
-
-
-def _trained(run: Session, label: str) -> Row:
-    """Trains once, in memory; a loss that is no number is a result like any other."""
-    config = run.config
-    row = Row(
-        variant=label,
-        seed=config.seed,
-        failed="",
-        max_lr=math.nan,
-        train_accuracy=math.nan,
-        **{f"accuracy_{views}": math.nan for views in VIEWS},
-        train_seconds=math.nan,
-    )
-    try:
-        row["max_lr"] = config.max_lr if config.max_lr != "auto" else _found_lr(run)
-        state = session.training_state(run, row["max_lr"])
-        with (
-            terminal.Progress(config.epochs, len(run.train.labels), run.split) as progress,
-            batches.running(session.loader(run, config.epochs)) as stream,
-        ):
-            for _ in engine.fit(
-                state,
-                stream,
-                session.criterion(run),
-                lambda: (0.0, 0.0, None),  # only the end counts
-                epochs=config.epochs,
-                steps_per_epoch=run.steps_per_epoch,
-                watch=progress.watch,
-            ):
-                progress.advance()
-        state.check_weights()
-    except TrainingError as error:
-        return {**row, "failed": str(error)}
     return {
-        **row,
-        "train_accuracy": state.history[-1].train_accuracy,
-        **accuracies(state.result, *session.evaluation_tensors(run), run.runtime),
-        "train_seconds": sum(record.train_seconds for record in state.history),
+        "settings": config.to_json(),
+        "variants": rows,
+        "trials": [trial.model_dump() for trial in trials],
+        "dataset": setup.dataset,
+        "eval_split": setup.eval_split,
+        "eval_images": len(setup.eval.labels),
+        **setup.environment,
     }
 
 
-def _found_lr(run: Session) -> float:
-    found = lr_finder.suggest(range_test.measure(run))
-    if found.max_lr is None:
-        raise TrainingError(f"--max-lr auto: {found.reason}")
-    return found.max_lr
+def _prepare(config: SweepConfig) -> tuple[Setup, list[Variant]]:
+    if launch_env().world_size > 1:
+        raise InputError("torchrun: a sweep runs in a single process")
+    variants = expand_variants(config)
+    setup = create_setup(variants[0].config)
+    for variant in variants:  # what does not fit is reported before hours of training
+        setup.with_config(variant.config)
+    return setup, variants
+
+
+def _run(
+    config: SweepConfig, setup: Setup, variants: Sequence[Variant], sweep_dir: Path, trials: list[TrialResult]
+) -> dict[str, Any]:
+    done = {(trial.variant, trial.seed) for trial in trials}
+    todo = [(variant, seed) for seed in config.seeds for variant in variants if (variant.label, seed) not in done]
+    names = _run_names(variants)
+    with exclusive_lock(sweep_dir):
+        write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
+        logger.info(f"writing to {sweep_dir}\n{setup.description}")
+        logger.info(f"variants: {len(variants)}, seeds: {config.num_seeds}, trainings to run: {len(todo)}")
+        try:
+            for number, (variant, seed) in enumerate(progress_bar(todo, len(todo), "sweep", "run"), 1):
+                run_name = f"{names[variant.label]}-seed-{seed}"
+                trial_config = variant.config.replace(seed=seed, output_dir=sweep_dir, name=run_name)
+                trial = _train(setup.with_config(trial_config), sweep_dir / run_name, variant.label)
+                trials.append(trial)
+                write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
+                logger.info(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {_describe(trial)}")
+        except ShutdownRequested:
+            logger.info(f"{command('sweep')} --resume {sweep_dir} continues")
+            raise
+        content = summarize_trials(config, setup, variants, trials)
+        _report(sweep_dir, content)
+    return content
+
+
+def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
+    """Trains in a run folder, from its checkpoint if it has one. A loss that is not finite is a result, too."""
+    assert isinstance(setup.config, TrainConfig)
+    named: dict[str, Any] = {"variant": label, "seed": setup.config.seed, "run": run_dir.name}
+    run_dir.mkdir(exist_ok=True)
+    write_json(run_dir / "config.json", setup.config.to_json())
+    try:
+        summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
+        if summary.get("status") != "completed":
+            checkpoint = find_checkpoint(run_dir, run_dir)
+            saved = load_checkpoint(checkpoint) if checkpoint else None
+            max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
+            summary = fit_run(setup, run_dir, max_lr, saved, brief=True)
+    except TrainingError as error:
+        return TrialResult(**named, failed=str(error))
+    model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)
+    accuracies: dict[str, Any] = tta_accuracies(model, *setup.eval_tensors(), setup.runtime)
+    return TrialResult(
+        **named,
+        max_lr=summary["max_lr"],
+        train_accuracy=summary["final_train_accuracy"],
+        train_seconds=summary["train_seconds"],
+        **accuracies,
+    )
+
+
+def _run_names(variants: Sequence[Variant]) -> dict[str, str]:
+    """Returns the first part of the names of the run folders by label."""
+    names: dict[str, str] = {}
+    for index, variant in enumerate(variants):
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", variant.label)
+        names[variant.label] = name if len(name) <= 80 and name not in names.values() else f"variant-{index}"
+    return names
+
+
+def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
+    from s10_resnet.reporting import plots, sweep_plots  # matplotlib takes a second to import
+    from s10_resnet.reporting.formatting import title_suffix
+
+    data = f"{content['eval_images']:,} {content['eval_split']} images"
+    title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
+    plots.save(sweep_plots.draw(content, title=title), sweep_dir / "sweep.png")
+    logger.info(f"\naccuracy in % on the {data} of {content['dataset']} after the last epoch")
+    logger.info("\n".join(format_table(_table(content))))
+    logger.info(f"see {sweep_dir / FILE} and sweep.png; {command('compare')} {sweep_dir} compares the curves")
+
+
+def _table(content: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["settings", "TTA", "n", "mean", "std", "95 % interval", "values"]]
+    for variant in content["variants"]:
+        if variant["statistics"] is None:
+            rows.append([variant["label"], "-", "0", "-", "-", "-", "all failed" if variant["failed"] else ""])
+            continue
+        for metric, tta in METRICS.items():
+            row = variant["statistics"][metric]
+            values = " ".join(_percent(value) for value in row["values"])
+            cells = [str(row["n"]), _percent(row["mean"]), _percent(row["std"]), _interval(row["interval"]), values]
+            rows.append([variant["label"] if tta == "none" else "", tta, *cells])
+        if variant["difference"] and variant["difference"]["interval"]:
+            gap = variant["difference"]
+            cells = [f"{100 * gap['difference']:+.2f}", "", _interval(gap["interval"]), ""]
+            rows.append([f"  minus {BASELINE}", "none", "", *cells])
+    return rows
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+
+
+def _describe(trial: TrialResult) -> str:
+    if trial.failed:
+        return f"failed: {trial.failed}"
+    accuracies = ", ".join(f"{_percent(getattr(trial, metric))} {tta}" for metric, tta in METRICS.items())
+    return f"{accuracies}; max LR {trial.max_lr:.3g}, {trial.train_seconds:.1f} s"

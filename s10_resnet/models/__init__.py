@@ -1,1 +1,1 @@
-"""The network: its layers, its first weights, its ways to a file and back."""
+"""The network, its initialization, loading of trained weights, and export."""

@@ -1,4 +1,4 @@
-"""Weights to begin with that already do something useful."""
+"""Initial weights other than PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -6,45 +6,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-WHITENED_VARIANCE = 5e-4  # added to every variance, so that directions with next to none are not blown up to noise
+WHITENING_EPS = 5e-4  # added to every variance: directions with almost none would be scaled up to noise
 
 
 @torch.no_grad()
-def dirac(network: nn.Module) -> None:
-    """Lets every convolution but the first begin by passing its input on.
+def dirac_init_(model: nn.Module) -> None:
+    """Initializes all convolutions but the first to pass their input on, as in Keller Jordan's airbench.
 
-    As many filters as there are input channels copy a channel each (`torch.nn.init.dirac_`); the others stay as drawn.
-    From Keller Jordan's airbench (https://arxiv.org/abs/2404.00498).
+    The first ``in_channels`` filters copy one channel each (`torch.nn.init.dirac_`); the others keep their values.
+    See https://arxiv.org/abs/2404.00498.
     """
-    for conv in _convolutions(network)[1:]:
+    for conv in _convolutions(model)[1:]:
         nn.init.dirac_(conv.weight[: conv.in_channels])
 
 
 @torch.no_grad()
-def whiten(network: nn.Module, images: Tensor) -> None:
-    """Sets filters of the first convolution to the principal directions of the patches that it sees.
+def whitening_init_(model: nn.Module, images: Tensor) -> None:
+    """Initializes the first convolution with the principal directions of its input patches, and freezes it.
 
-    Each direction is divided by its standard deviation, so that the responses are uncorrelated and of variance 1, and
-    taken with both signs, because ReLU keeps one side only; filters that are left over stay as they are drawn. The idea
-    is David Page's (https://github.com/davidcpage/cifar10-fast), the two signs are Tysam's hlb-CIFAR10.
+    Each direction is divided by its standard deviation, so that the responses are uncorrelated and have variance 1. It
+    is used with both signs, because ReLU keeps one side only; the remaining filters keep their values. The idea is
+    David Page's (https://github.com/davidcpage/cifar10-fast), the two signs are from Tysam's hlb-CIFAR10. Frozen, the
+    filters keep whitening: weight decay would wear them off.
 
     Args:
-        network: Its first convolution has at least twice as many filters as a patch has values.
-        images: What that convolution sees, float ``[N, C, H, W]``.
-
-    Raises:
-        ValueError: If there are not filters enough.
+        model: Its first convolution has at least twice as many filters as a patch has values.
+        images: Inputs of that convolution, float ``[N, C, H, W]``.
     """
-    conv = _convolutions(network)[0]
-    patches = F.unfold(images.float(), conv.kernel_size).transpose(1, 2).flatten(0, 1)  # [N * places, values]
+    conv = _convolutions(model)[0]
+    patches = F.unfold(images.float(), conv.kernel_size).transpose(1, 2).flatten(0, 1)  # [N * positions, values]
     values = patches.shape[1]
-    if conv.out_channels < 2 * values:
-        raise ValueError(f"{conv.out_channels} filters are too few for {values} directions with two signs each")
     variances, directions = torch.linalg.eigh(patches.T.cov().double())  # directions are columns
-    filters = (directions / (variances + WHITENED_VARIANCE).sqrt()).T.flip(0).view(values, *conv.weight.shape[1:])
+    filters = (directions / (variances + WHITENING_EPS).sqrt()).T.flip(0).view(values, *conv.weight.shape[1:])
     conv.weight[: 2 * values] = torch.cat([filters, -filters]).to(conv.weight)
+    conv.weight.requires_grad_(False)
 
 
-def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
-    """In the order of the way through the network."""
-    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    """Returns the convolutions in the order of the forward pass."""
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d)]

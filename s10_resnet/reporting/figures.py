@@ -1,95 +1,105 @@
-"""The pictures in a run folder: which there are, what they are called and what they show."""
+"""The figures in a run folder: which there are, what their files are called and what they show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from s10_resnet.data.dataset import Split
-from s10_resnet.evaluation import metrics
 from s10_resnet.reporting import plots
-from s10_resnet.training.lr_finder import LRCurve, Suggestion, smooth
-from s10_resnet.training.state import EpochRecord
+from s10_resnet.reporting.formatting import percent, title_suffix
+from s10_resnet.reporting.plots import Epoch
 
 GRID_IMAGES = 32
-LAST_OF_PLAN = "lr_schedule.png"  # with it `draw_plan` is done
+TARGETS = {"cifar10": 0.9}  # accuracy to reach, by data set
 
 
 def draw_plan(
-    folder: Path, images: np.ndarray, names: Sequence[str], lrs: Sequence[float], steps_per_epoch: int, note: str
+    folder: Path,
+    samples: np.ndarray,
+    sample_labels: Sequence[str],
+    lrs: Sequence[float],
+    steps_per_epoch: int,
+    *,
+    dataset: str,
 ) -> None:
-    """What can be drawn before the training: ``samples.png`` and ``lr_schedule.png``.
+    """Draws what is known before the training: ``samples.png`` and ``lr_schedule.png``.
 
     Args:
-        folder: Where to.
-        images: Augmented training images, uint8 ``[N, 32, 32, 3]``.
-        names: Their classes.
+        folder: Folder of the run.
+        samples: Augmented training images, uint8 ``[S, 32, 32, 3]``, of which the first 32 are drawn.
+        sample_labels: S names of classes.
         lrs: Learning rate of every step.
         steps_per_epoch: Steps in an epoch.
-        note: Added to every title.
+        dataset: ``cifar10`` or ``synthetic``.
     """
-    samples = plots.image_grid(
-        images[:GRID_IMAGES], names[:GRID_IMAGES], title=f"Training images as augmented in the first epoch{note}"
-    )
-    plots.save(samples, folder / "samples.png")
-    schedule = plots.lr_schedule(lrs, steps_per_epoch=steps_per_epoch, title=f"Learning rate{note}")
-    plots.save(schedule, folder / LAST_OF_PLAN)
+    suffix = title_suffix(dataset)
+    title = f"Augmented training images of the first epoch{suffix}"
+    figure = plots.image_grid(samples[:GRID_IMAGES], sample_labels[:GRID_IMAGES], title=title)
+    plots.save(figure, folder / "samples.png")
+    figure = plots.lr_schedule(lrs, steps_per_epoch=steps_per_epoch, title=f"Learning rate schedule{suffix}")
+    plots.save(figure, folder / "lr_schedule.png")
 
 
 def draw_results(
     folder: Path,
-    history: Sequence[EpochRecord],
-    evaluation: Split,
-    split: str,
+    history: Sequence[Epoch],
+    evaluation: tuple[np.ndarray, np.ndarray, Sequence[str]],
     probabilities: np.ndarray,
-    note: str,
+    *,
+    eval_split: str,
+    dataset: str,
 ) -> None:
-    """What a training came to: ``curves.png``, ``confusion.png`` and ``mistakes.png``.
+    """Draws what a training achieved: ``curves.png``, ``confusion.png`` and ``misclassified.png``.
 
     Args:
-        folder: Where to.
+        folder: Folder of the run.
         history: The epochs, at least one.
-        evaluation: The evaluation images with their labels.
-        split: What they are called, ``test`` or ``val``.
-        probabilities: The network's, float ``[N, C]``.
-        note: Added to every title.
+        evaluation: Evaluation images, uint8 ``[N, 32, 32, 3]``, their labels, int64 ``[N]``, and C names of classes.
+        probabilities: Predicted probabilities of these images, float ``[N, C]``.
+        eval_split: What the evaluation images are, ``"test"`` or ``"val"``.
+        dataset: ``cifar10`` or ``synthetic``.
     """
-    plots.save(plots.curves(history, split=split, title=f"Loss and accuracy{note}"), folder / "curves.png")
-
     images, labels, classes = evaluation
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    matrix = metrics.confusion_matrix(labels, predicted, len(classes))
-    confusion = plots.confusion(matrix, classes, title=f"Predictions on the {len(labels):,} {split} images{note}")
-    plots.save(confusion, folder / "confusion.png")
+    suffix, target = title_suffix(dataset), TARGETS.get(dataset)
+    figure = plots.curves(history, split=eval_split, target=target, title=f"Loss and accuracy{suffix}")
+    plots.save(figure, folder / "curves.png")
 
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:GRID_IMAGES]
-    captions = [f"{classes[predicted[i]]} / {classes[labels[i]]}\n{100 * confidence[i]:.0f} %" for i in wrong]
-    mistakes = plots.image_grid(
-        images[wrong], captions, title=f"Most confident mistakes: predicted / true, confidence{note}"
-    )
-    plots.save(mistakes, folder / "mistakes.png")
+    matrix = count_predictions(labels, probabilities)
+    title = f"Confusion matrix of {len(labels):,} {eval_split} images{suffix}"
+    plots.save(plots.confusion(matrix, classes, title=title), folder / "confusion.png")
+
+    predicted = probabilities.argmax(1)
+    wrong = most_confident_errors(labels, probabilities)[:GRID_IMAGES]
+    captions = [f"{classes[predicted[i]]} / {classes[labels[i]]}\n{percent(probabilities[i].max(), 0)}" for i in wrong]
+    title = f"Most confident misclassified {eval_split} images: predicted / true class, confidence{suffix}"
+    plots.save(plots.image_grid(images[wrong], captions, title=title), folder / "misclassified.png")
 
 
-def draw_range_test(folder: Path, curve: LRCurve, found: Suggestion, picks: Sequence[float], note: str) -> None:
-    """The learning-rate range test with its suggestions: ``lr_finder.png``.
-
-    Args:
-        folder: Where to.
-        curve: Of the test, or the average of several.
-        found: What the rules make of it.
-        picks: What each of several tests recommends by itself.
-        note: Added to the title.
-    """
-    figure = plots.lr_range(
-        curve.lrs,
-        curve.losses,
-        smooth(curve),
-        suggestions=found.suggestions,
-        recommended=found.recommended,
-        picks=picks,
-        title=f"Learning-rate range test{note}",
-    )
+def draw_range_test(
+    folder: Path,
+    lrs: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    *,
+    suggestions: Mapping[str, float],
+    recommended: str | None,
+    dataset: str,
+) -> None:
+    """Draws a learning-rate range test with its suggestions as ``lr_finder.png``; see `plots.lr_range`."""
+    title = f"Learning-rate range test{title_suffix(dataset)}"
+    figure = plots.lr_range(lrs, losses, smoothed, suggestions=suggestions, recommended=recommended, title=title)
     plots.save(figure, folder / "lr_finder.png")
+
+
+def count_predictions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns the confusion matrix, int ``[C, C]``: images of a class (row) predicted as a class (column)."""
+    classes = probabilities.shape[1]
+    return np.bincount(labels * classes + probabilities.argmax(1), minlength=classes**2).reshape(classes, classes)
+
+
+def most_confident_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns the indices of the misclassified images, the largest predicted probability first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]

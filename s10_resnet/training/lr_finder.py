@@ -1,8 +1,8 @@
-"""The learning-rate range test, and the rules that read its curve.
+"""The learning rate range test (Smith 2017, https://arxiv.org/abs/1506.01186) and the rules that read its curve.
 
-The test (Smith 2017, https://arxiv.org/abs/1506.01186) raises the learning rate at every step and watches the loss.
-The classic rules were made for SGD, whose loss explodes soon after its best rate. Adam's does not: its curve is a wide,
-flat bowl, on which those rules land ten times too low or thirty times too high. `bowl` reads such a curve.
+The test increases the learning rate at every step and records the loss. The usual rules were made for SGD, whose loss
+diverges soon after its best rate. Adam's does not: its curve has a wide, flat minimum, for which those rules recommend
+a rate ten times too low or thirty times too high. `flat_minimum` reads such a curve. results/LOG.md has the evidence.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-with warnings.catch_warnings(action="ignore"):  # in a notebook it would like another kind of bar, which is never drawn
+with warnings.catch_warnings(action="ignore"):  # in a notebook it asks for a progress bar that is never drawn
     from torch_lr_finder import LRFinder, TrainDataLoaderIter
 
-from s10_resnet.training.loop import Criterion
 from s10_resnet.utils.runtime import Runtime
 
-# Of these two, values about as large as they are make the bowl's middle steadiest from seed to seed: results/LOG.md.
-BANDWIDTH = 0.3  # decades; smoothing by learning rate, not by step, so that more steps do not move the answer
-BOWL_SHARE = 0.15
-MIN_STEPS = 10  # of a curve worth reading
+# With these two, the recommendation differs least between seeds: results/LOG.md.
+BANDWIDTH = 0.3  # of the smoothing, in decades: by learning rate, so that more steps do not change the result
+FLAT_FRACTION = 0.15
+MIN_STEPS = 10  # of a curve that can be read
+MIN_FALL = 0.05  # of the loss, as a fraction of the first
 
 
 @dataclass(frozen=True)
 class LRCurve:
-    """Learning rates in rising order and the loss of the step that was taken with each."""
+    """Learning rates in increasing order and the loss of the step taken with each."""
 
     lrs: np.ndarray  # float64 [S]
     losses: np.ndarray  # float64 [S]
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.losses).all():
-            raise ValueError("a curve ends before its first loss that is not a number")
+            raise ValueError("a curve ends before its first loss that is not finite")
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the rules make of a curve.
+    """What the rules read from a curve.
 
     Attributes:
         suggestions: Learning rate by rule; empty if the curve has no minimum.
-        recommended: Name of the rule to follow, or None.
-        reason: Why, in a sentence for the user.
+        recommended: Name of the recommended rule, or None.
+        reason: Explanation in one sentence.
     """
 
     suggestions: dict[str, float]
@@ -61,7 +61,7 @@ class Suggestion:
         return None if self.recommended is None else self.suggestions[self.recommended]
 
 
-class _NotANumberError(Exception):
+class _NonFiniteLossError(Exception):
     pass
 
 
@@ -69,36 +69,36 @@ def range_test(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
-    criterion: Criterion,
+    criterion: nn.Module,
     runtime: Runtime,
     *,
     start_lr: float,
     end_lr: float,
     steps: int,
-    watch: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> LRCurve:
-    """Sweeps the learning rate geometrically with `torch_lr_finder` and puts model and optimizer back.
+    """Increases the learning rate geometrically with `torch_lr_finder`, and restores model and optimizer.
 
     Args:
-        model: Left with the weights and buffers it came with.
-        batches: At least ``steps`` of them.
-        optimizer: A fresh one, without a scheduler; left with the state it came with.
+        model: Restored to its weights and buffers.
+        batches: At least ``steps`` batches.
+        optimizer: A new one, without a scheduler.
         criterion: From logits and labels to the mean loss.
-        runtime: Device and number format.
+        runtime: Device and precision.
         start_lr: Learning rate of the first step.
         end_lr: Learning rate of the last step.
-        steps: How many.
-        watch: Wraps the batches, as ``tqdm`` wraps an iterable.
+        steps: Number of steps.
+        progress: Wraps the batches, as ``tqdm`` wraps an iterable.
 
     Returns:
-        The curve up to the last step, or to the one before the loss stopped being a number, or to the one at which it
-        passed five times its minimum.
+        The curve up to the last step, or to the one before the loss stopped being finite, or to the one whose loss was
+        above five times the minimum.
     """
 
     def finite_loss(logits: Tensor, labels: Tensor) -> Tensor:
         loss = criterion(logits.float(), labels)
         if not torch.isfinite(loss):  # the library would go on to the last step
-            raise _NotANumberError
+            raise _NonFiniteLossError
         return loss
 
     finder = LRFinder(
@@ -110,13 +110,13 @@ def range_test(
         amp_config=runtime.autocast_options,
         grad_scaler=runtime.scaler,
     )
-    loader = TrainDataLoaderIter(watch(batches), auto_reset=False)
+    loader = TrainDataLoaderIter(progress(batches), auto_reset=False)
     try:
         with (
-            open(os.devnull, "w") as nowhere,  # noqa: PTH123 - the library prints, and draws a bar of its own
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            contextlib.suppress(_NotANumberError),
+            open(os.devnull, "w") as devnull,  # noqa: PTH123 - the library prints, and draws a bar of its own
+            contextlib.redirect_stdout(devnull),
+            contextlib.redirect_stderr(devnull),
+            contextlib.suppress(_NonFiniteLossError),
         ):
             finder.range_test(loader, start_lr=start_lr, end_lr=end_lr, num_iter=steps, smooth_f=0, diverge_th=5)
     finally:
@@ -124,34 +124,28 @@ def range_test(
     return LRCurve(np.array(finder.history["lr"]), np.array(finder.history["loss"]))
 
 
-def average(curves: Sequence[LRCurve]) -> LRCurve:
-    """The mean loss of several tests at each learning rate that all of them came to."""
-    shortest = min(curves, key=lambda curve: len(curve.lrs))
-    return LRCurve(shortest.lrs, np.mean([curve.losses[: len(shortest.lrs)] for curve in curves], axis=0))
-
-
 def smooth(curve: LRCurve, bandwidth: float = BANDWIDTH) -> np.ndarray:
-    """The losses as a local average over learning rates: a Gaussian of ``bandwidth`` decades (float64 ``[S]``)."""
+    """Returns the losses averaged over learning rates with a Gaussian of ``bandwidth`` decades, float64 ``[S]``."""
     x = np.log10(curve.lrs)
     weights = np.exp(-0.5 * ((x[:, None] - x[None, :]) / bandwidth) ** 2)  # [S, S]
     return weights @ curve.losses / weights.sum(axis=1)
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """Where the loss falls fastest by decade, looked for before the minimum only."""
+    """The rate at which the loss falls fastest per decade, before the minimum."""
     end = int(losses.argmin()) + 1
     slopes = np.gradient(losses, np.log10(lrs))
     return float(lrs[slopes[:end].argmin()])
 
 
-def minimum_tenth(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """A tenth of the learning rate with the least loss."""
+def min_over_10(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """A tenth of the rate with the lowest loss."""
     return float(lrs[losses.argmin()] / 10)
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """The middle of the longest falling run of losses, rises in between left out (the rule of fastai's ``lr_find``)."""
-    length = np.ones(len(losses), int)  # of the longest falling subsequence that ends here
+    """The middle of the longest decreasing subsequence of losses (the rule of fastai's ``lr_find``)."""
+    length = np.ones(len(losses), int)  # of the longest decreasing subsequence that ends here
     before = np.full(len(losses), -1)
     for i in range(len(losses)):
         for j in np.flatnonzero(losses[:i] > losses[i]):
@@ -163,41 +157,43 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
     return float(lrs[run[::-1][len(run) // 2]])
 
 
-def bowl(lrs: np.ndarray, losses: np.ndarray, share: float = BOWL_SHARE) -> float:
-    """The geometric middle of the learning rates whose loss is close to the minimum.
+def flat_minimum(lrs: np.ndarray, losses: np.ndarray, fraction: float = FLAT_FRACTION) -> float:
+    """The geometric middle of the rates around the minimum whose loss is close to it.
 
-    Close means within ``share`` of the way from the minimum up to the loss at the start. Where the bottom is flat, the
-    place of the minimum is chance; the middle of the flat part is not. The rims lie between two steps, where the loss
-    crosses the line, so that the answer does not jump from step to step.
+    Close means within ``fraction`` of the fall from the first loss to the minimum. Where the minimum is flat, its exact
+    place is chance; the middle of the flat part is not. Its ends are interpolated between steps.
     """
-    x, least = np.log10(lrs), int(losses.argmin())
-    line = losses[least] + share * (losses[0] - losses[least])
-    outside = np.flatnonzero(losses > line)
-    before, after = outside[outside < least], outside[outside > least]
-    left = _crossing(x, losses, line, before[-1], before[-1] + 1) if len(before) else x[0]
-    right = _crossing(x, losses, line, after[0] - 1, after[0]) if len(after) else x[-1]
+    x, lowest = np.log10(lrs), int(losses.argmin())
+    level = losses[lowest] + fraction * (losses[0] - losses[lowest])
+    outside = np.flatnonzero(losses > level)
+    before, after = outside[outside < lowest], outside[outside > lowest]
+    left = _crossing(x, losses, level, before[-1], before[-1] + 1) if len(before) else x[0]
+    right = _crossing(x, losses, level, after[0] - 1, after[0]) if len(after) else x[-1]
     return float(10 ** ((left + right) / 2))
 
 
-def _crossing(x: np.ndarray, y: np.ndarray, line: float, i: int, j: int) -> float:
-    """Where a straight line through the points i and j reaches a height between them."""
-    return float(x[i] + (line - y[i]) / (y[j] - y[i]) * (x[j] - x[i]))
+def _crossing(x: np.ndarray, y: np.ndarray, level: float, i: int, j: int) -> float:
+    """Returns where the straight line through points i and j reaches a level between them."""
+    return float(x[i] + (level - y[i]) / (y[j] - y[i]) * (x[j] - x[i]))
+
+
+RULES = {"steepest": steepest, "min_over_10": min_over_10, "valley": valley, "flat_minimum": flat_minimum}
 
 
 def suggest(curve: LRCurve) -> Suggestion:
-    """Applies every rule to the smoothed curve and recommends `bowl`, if the curve has a minimum at all."""
+    """Applies all rules to the smoothed curve and recommends `flat_minimum`, if the curve has a minimum."""
     if len(curve.lrs) < MIN_STEPS:
-        return Suggestion({}, None, f"the loss ran away after {len(curve.lrs)} steps: lower --finder-start-lr")
+        reason = f"the loss diverged after {len(curve.lrs)} steps: lower --lr-finder-start-lr"
+        return Suggestion({}, None, reason)
     losses = smooth(curve)
-    least = losses.argmin()
-    if losses[0] - losses[least] < 0.05 * losses[0]:
+    lowest = losses.argmin()
+    if losses[0] - losses[lowest] < MIN_FALL * losses[0]:
         return Suggestion({}, None, "the loss never falls by 5 %: there is no minimum to read a learning rate from")
-    if least == len(losses) - 1:
-        return Suggestion({}, None, "the loss still falls at the last learning rate: raise --finder-end-lr")
-    rules = {"steepest": steepest, "minimum / 10": minimum_tenth, "valley": valley, "bowl": bowl}
+    if lowest == len(losses) - 1:
+        return Suggestion({}, None, "the loss still falls at the last learning rate: raise --lr-finder-end-lr")
     return Suggestion(
-        {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in rules.items()},
-        "bowl",
-        "bowl is the middle of the learning rates with nearly the least loss: Adam's curve is wide and flat there, "
-        "and the other rules, made for SGD, read it too low",
+        {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in RULES.items()},
+        "flat_minimum",
+        "flat_minimum is the middle of the learning rates whose loss is close to the minimum; the other rules were "
+        "made for SGD and are too low for Adam, whose curve is wide and flat there",
     )

@@ -1,165 +1,286 @@
-"""What a training leaves in its folder: checkpoints to go on from, and what there is to see of its epochs."""
+"""What a training leaves: checkpoints, weights, metrics, plots, and lines on the terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from s10_resnet.models import resnet as model
-from s10_resnet.reporting import figures as report
-from s10_resnet.reporting import html_report as page
-from s10_resnet.reporting import model_card as card
-from s10_resnet.training import session
-from s10_resnet.training.session import Session
-from s10_resnet.training.state import EpochRecord, Totals, TrainingState
-from s10_resnet.training.tensorboard import Events
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import outputs
-from s10_resnet.utils import serialization as checkpoint
-
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-CONTENT = {"state": dict, "max_lr": float, "config": dict, "dataset": str, "environment": dict}  # of a checkpoint
+from s10_resnet.config import TrainConfig
+from s10_resnet.models.resnet import count_parameters
+from s10_resnet.training.checkpoint import CHECKPOINT, PREVIOUS
+from s10_resnet.training.optim import planned_lrs
+from s10_resnet.training.progress import Progress
+from s10_resnet.training.setup import Setup
+from s10_resnet.training.state import EpochMetrics, TrainingState
+from s10_resnet.utils import serialization
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.environment import require_optional
+from s10_resnet.utils.io import write_csv, write_json
+from s10_resnet.utils.launch import command
 
 
-class Notes:
-    """Writes a training down as it goes."""
+class TrainingLogger:
+    """The hooks of `Trainer.fit`; this one does nothing, for ranks other than 0 and for measurements."""
 
-    def __init__(self, run: Session, folder: Path, state: TrainingState, max_lr: float) -> None:
-        self.run, self.folder, self.state, self.max_lr = run, folder, state, max_lr
-        self.environment = run.environment
-        self.events = Events(folder / "tensorboard", run.split) if run.config.tensorboard else None
-        self.saved_state: tuple[int, int] | None = None  # steps and epochs
+    def on_step(self, state: TrainingState) -> None:
+        """Called after every optimizer step."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Called after the evaluation of every epoch, when the state holds its metrics."""
+
+
+class RunLogger(TrainingLogger):
+    """Writes a run folder.
+
+    Args:
+        setup: What is trained.
+        run_dir: The run folder, locked.
+        max_lr: Peak learning rate.
+        brief: One of many trainings: no plots, no report and no line per epoch.
+    """
+
+    def __init__(self, setup: Setup, run_dir: Path, max_lr: float, *, brief: bool = False) -> None:
+        assert isinstance(setup.config, TrainConfig)
+        self.setup, self.config, self.run_dir, self.max_lr = setup, setup.config, run_dir, max_lr
+        self.brief = brief
+        self.environment = setup.environment
+        self.progress = Progress(
+            setup.config.epochs, len(setup.train.labels), setup.steps_per_epoch, setup.eval_split, lines=not brief
+        )
+        self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
+        self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
 
     @property
-    def way_on(self) -> str:
-        """How to go on from what is in the folder."""
-        if not (self.folder / CHECKPOINT).exists():
-            return f"Nothing has been saved yet; python scripts/train.py --resume {self.folder} begins again"
-        return f"python scripts/train.py --resume {self.folder} goes on from the last checkpoint"
+    def resume_hint(self) -> str:
+        """How to continue from what is in the folder."""
+        line = f"{command('train')} --resume {self.run_dir}"
+        if not (self.run_dir / CHECKPOINT).exists():
+            return f"Nothing has been saved yet; {line} starts again"
+        return f"{line} continues from the last checkpoint"
 
-    def save(self) -> None:
-        """Writes a checkpoint and keeps the one before it."""
-        self.state.check()
-        self.state.check_weights()
-        content = {
-            "state": self.state.state_dict(),
-            "max_lr": self.max_lr,
-            "config": self.run.config.to_json(),
-            "dataset": self.run.dataset,
-            "environment": self.environment,
-        }
-        checkpoint.save(self.folder / CHECKPOINT, content, previous=self.folder / PREVIOUS)
-        self.saved_state, self.saved_at = (self.state.step, len(self.state.history)), time.monotonic()
+    def on_train_start(self, state: TrainingState) -> None:
+        """Draws what is known before the first step; of a resumed run, writes the files of its epochs again."""
+        if not self.brief and not (self.run_dir / "lr_schedule.png").exists():
+            self._draw(self._draw_plan)
+        if state.history:  # the process may have been killed between writing the checkpoint and these
+            self._write_metrics(state)
+            if state.metrics.steps == 0:
+                self._save_weights(state)
+        self.progress.start(state)
 
-    def save_in_time(self, steps: Iterator[Totals]) -> Iterator[Totals]:
-        """Watches the steps go by and writes a checkpoint whenever the last one is old enough."""
-        for totals in steps:
-            yield totals
-            if time.monotonic() - self.saved_at >= 60 * self.run.config.checkpoint_every_minutes:
-                self.state.check()  # waits for the device, which is time of the steps; the rest is not
-                start = time.perf_counter()
-                self.save()
-                totals.seconds -= time.perf_counter() - start
+    def on_step(self, state: TrainingState) -> None:
+        """Updates the progress, and saves a checkpoint if the last one is old enough."""
+        self.progress.on_step(state)
+        if time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_every_minutes:
+            self.save_checkpoint(state)
 
-    def write_epochs(self, weights: bool = True) -> None:
-        """Writes the history, and the weights if they are still those of the latest epoch."""
-        run, history = self.run, self.state.history
-        outputs.write_rows(self.folder / "history.csv", named(history, run.split))
-        if self.events:
-            self.events.log(history)
-        if not weights:
-            return
-        content = {
-            "model": self.state.result.state_dict(),
-            "epoch": history[-1].epoch,
-            f"{run.split}_accuracy": history[-1].eval_accuracy,
-            "dataset": run.dataset,
-            "classes": list(run.train.classes),
-            "config": run.config.to_json(),
-        }
-        checkpoint.save(self.folder / "last.pt", content)
-        if best_of(history) is history[-1]:
-            checkpoint.save(self.folder / "best.pt", content)
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Saves a checkpoint, the weights and the metrics."""
+        self.save_checkpoint(state)
+        self._write_metrics(state)
+        self._save_weights(state)
+        self.progress.on_epoch_end(state)
 
-    def conclude(self, status: str) -> dict[str, Any]:
-        """Writes the summary and the pictures of the epochs that ended, and says what they came to."""
-        run, history = self.run, self.state.history
-        summary = self._summary(status)
-        outputs.write_json(self.folder / "summary.json", summary)
-        card.write(self.folder / "MODEL_CARD.md", summary, run.config.to_json(), run.train.classes)
-        if self.events:
-            self.events.close()
-        probabilities = self.state.logits.softmax(1).numpy()
-        report.draw_results(self.folder, history, run.evaluation, run.split, probabilities, run.note)
-        self._write_page(summary, probabilities)
-        terminal.say(
-            f"{status} after epoch {summary['epochs']}: {run.dataset}, {run.split} accuracy "
-            f"{summary[f'final_{run.split}_accuracy']:.2%} (best {summary[f'best_{run.split}_accuracy']:.2%} in epoch "
+    def on_train_end(self, state: TrainingState, status: str) -> dict[str, Any]:
+        """Writes the summary, the plots and the report, and logs the result.
+
+        Returns:
+            The content of ``summary.json``.
+        """
+        self.close()
+        summary = self._summarize(state, status)
+        write_json(self.run_dir / "summary.json", summary)
+        if self.brief:
+            return summary
+        self._draw(lambda: self._draw_results(state, summary))
+        logger.info(
+            f"{status} after epoch {summary['epochs']}: {summary['dataset']}, {summary['eval_split']} accuracy "
+            f"{summary['final_eval_accuracy']:.2%} (best {summary['best_eval_accuracy']:.2%} in epoch "
             f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
             f"{summary['images_per_second']:,.0f} images/s"
         )
-        terminal.say(f"see {self.folder / 'curves.png'} or, all in one, report.html")
+        logger.info(f"see {self.run_dir / 'curves.png'}, or report.html for everything on one page")
         return summary
 
-    def _write_page(self, summary: dict[str, Any], probabilities: np.ndarray) -> None:
-        run = self.run
-        images, labels, classes = run.evaluation
-        samples, sample_names = session.samples(run)
-        page.write(
-            self.folder / "report.html",
-            summary=summary,
-            config=run.config.to_json(),
-            history=self.state.history,
-            split=run.split,
-            lrs=session.planned_lrs(run, self.max_lr),
-            steps_per_epoch=run.steps_per_epoch,
-            images=images,
-            labels=labels,
-            classes=classes,
-            probabilities=probabilities,
-            samples=samples,
-            sample_names=sample_names,
+    def on_interrupt(self, state: TrainingState) -> None:
+        """Saves everything, so that the run can be resumed from this step."""
+        if self.saved_position != (state.step, len(state.history)):
+            self.save_checkpoint(state)
+        if state.history:
+            self._write_metrics(state)
+            if state.metrics.steps == 0:
+                self._save_weights(state)
+            self.on_train_end(state, "interrupted")
+        logger.info(
+            f"saved after step {state.step:,} of {self.config.epochs * self.setup.steps_per_epoch:,}; "
+            f"{command('train')} --resume {self.run_dir} continues from there"
         )
 
-    def _summary(self, status: str) -> dict[str, Any]:
-        run, history = self.run, self.state.history
-        last, best = history[-1], best_of(history)
-        train_seconds = sum(record.train_seconds for record in history)
+    def save_checkpoint(self, state: TrainingState) -> None:
+        """Writes a checkpoint and keeps the previous one.
+
+        Raises:
+            TrainingError: If a loss or a weight is not finite; nothing is written then.
+        """
+        state.check_loss()
+        state.check_weights()
+        content = {
+            "state": state.state_dict(),
+            "max_lr": self.max_lr,
+            "config": self.config.to_json(),
+            "dataset": self.setup.dataset,
+            "environment": self.environment,
+        }
+        serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
+        self.saved_position, self.saved_at = (state.step, len(state.history)), time.monotonic()
+
+    def close(self) -> None:
+        """Ends progress bars and the TensorBoard writer."""
+        self.progress.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+    def _write_metrics(self, state: TrainingState) -> None:
+        write_csv(self.run_dir / "history.csv", [asdict(metrics) for metrics in state.history])
+        if self.tensorboard is not None:
+            self.tensorboard.log(state.history)
+
+    def _save_weights(self, state: TrainingState) -> None:
+        """Writes last.pt, and best.pt if the last epoch is the best."""
+        last = state.history[-1]
+        content = {
+            "model": state.eval_model.state_dict(),
+            "epoch": last.epoch,
+            "eval_accuracy": last.eval_accuracy,
+            "eval_split": self.setup.eval_split,
+            "dataset": self.setup.dataset,
+            "classes": list(self.setup.train.classes),
+            "config": self.config.to_json(),
+        }
+        serialization.save(self.run_dir / "last.pt", content)
+        if best_epoch(state.history) is last:
+            serialization.save(self.run_dir / "best.pt", content)
+
+    def _summarize(self, state: TrainingState, status: str) -> dict[str, Any]:
+        setup, history = self.setup, state.history
+        last, best = history[-1], best_epoch(history)
+        train_seconds = sum(metrics.train_seconds for metrics in history)
         return {
             "status": status,
-            "dataset": run.dataset,
+            "dataset": setup.dataset,
+            "eval_split": setup.eval_split,
             "epochs": last.epoch,
-            "parameters": model.count_parameters(self.state.model),
-            "seed": run.config.seed,
+            "parameters": count_parameters(state.model),
+            "seed": setup.config.seed,
             "max_lr": self.max_lr,
             "final_train_accuracy": last.train_accuracy,
-            f"final_{run.split}_accuracy": last.eval_accuracy,
-            "best_train_accuracy": max(record.train_accuracy for record in history),
-            f"best_{run.split}_accuracy": best.eval_accuracy,
+            "final_eval_accuracy": last.eval_accuracy,
+            "best_train_accuracy": max(metrics.train_accuracy for metrics in history),
+            "best_eval_accuracy": best.eval_accuracy,
             "best_epoch": best.epoch,
             "final_train_loss": last.train_loss,
-            f"final_{run.split}_loss": last.eval_loss,
-            "train_images": len(run.train.labels),
-            f"{run.split}_images": len(run.evaluation.labels),
+            "final_eval_loss": last.eval_loss,
+            "train_images": len(setup.train.labels),
+            "eval_images": len(setup.eval.labels),
             "train_seconds": train_seconds,
-            "eval_seconds": sum(record.eval_seconds for record in history),
-            "images_per_second": last.epoch * len(run.train.labels) / train_seconds,
-            "workers": run.workers,
+            "eval_seconds": sum(metrics.eval_seconds for metrics in history),
+            "images_per_second": last.epoch * len(setup.train.labels) / train_seconds,
+            "workers": setup.workers,
             **self.environment,
         }
 
+    def _draw(self, draw: Callable[[], None]) -> None:
+        """Draws, or warns: a plot that cannot be drawn must not end a training; a full disk does."""
+        try:
+            draw()
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            logger.warning(f"a plot could not be drawn ({type(error).__name__}: {error})")
 
-def named(history: Sequence[EpochRecord], split: str) -> list[dict[str, float]]:
-    """Records under the name of their evaluation images: a held-out figure is never called a test figure."""
-    return [{key.replace("eval_", f"{split}_"): value for key, value in asdict(record).items()} for record in history]
+    def _draw_plan(self) -> None:
+        from s10_resnet.reporting import figures  # matplotlib takes a second to import
+
+        setup = self.setup
+        images, labels = setup.first_batch()
+        lrs = planned_lrs(**setup.schedule(self.max_lr))
+        figures.draw_plan(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
+
+    def _draw_results(self, state: TrainingState, summary: dict[str, Any]) -> None:
+        from s10_resnet.reporting import figures, html_report, model_card
+
+        setup = self.setup
+        assert state.eval_logits is not None
+        probabilities = state.eval_logits.softmax(1).numpy()
+        figures.draw_results(
+            self.run_dir,
+            state.history,
+            setup.eval,
+            probabilities,
+            eval_split=setup.eval_split,
+            dataset=setup.dataset,
+        )
+        model_card.write_model_card(self.run_dir / "MODEL_CARD.md", summary, self.config.to_json(), setup.train.classes)
+        samples, sample_labels = setup.first_batch()
+        html_report.write_report(
+            self.run_dir / "report.html",
+            summary=summary,
+            config=self.config.to_json(),
+            history=state.history,
+            lrs=planned_lrs(**setup.schedule(self.max_lr)),
+            steps_per_epoch=setup.steps_per_epoch,
+            images=setup.eval.images,
+            labels=setup.eval.labels,
+            classes=setup.eval.classes,
+            probabilities=probabilities,
+            samples=samples,
+            sample_labels=sample_labels,
+        )
 
 
-def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
-    """The record with the highest accuracy, the first of equals."""
-    return max(history, key=lambda record: record.eval_accuracy)
+class TensorBoardWriter:
+    """Writes the metrics of epochs for ``tensorboard --logdir outputs``; an optional dependency."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self.log_dir = log_dir
+        self.module = require_tensorboard()
+        self.writer: Any = None
+        self.written = 0
+
+    def log(self, history: Sequence[EpochMetrics]) -> None:
+        """Writes the epochs that are new. Those an earlier process wrote of the same run are replaced."""
+        if self.writer is None:
+            self.writer = self.module.SummaryWriter(self.log_dir, purge_step=1)
+        for metrics in history[self.written :]:
+            scalars = {
+                "loss/train": metrics.train_loss,
+                "loss/eval": metrics.eval_loss,
+                "accuracy/train": metrics.train_accuracy,
+                "accuracy/eval": metrics.eval_accuracy,
+                "lr": metrics.lr,
+                "images_per_second": metrics.images_per_second,
+            }
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, metrics.epoch)
+        self.written = len(history)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Ends the writer's thread."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def require_tensorboard() -> Any:
+    """Returns torch.utils.tensorboard, or raises an `InputError` that says what to install."""
+    require_optional("tensorboard", "tensorboard", "--tensorboard")
+    return require_optional("torch.utils.tensorboard", "tensorboard", "--tensorboard")
+
+
+def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
+    """Returns the epoch with the highest evaluation accuracy, the first of equals."""
+    return max(history, key=lambda metrics: metrics.eval_accuracy)

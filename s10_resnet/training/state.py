@@ -1,4 +1,7 @@
-"""All that changes while a network is trained, which is all that a checkpoint has to hold."""
+"""The state of a training: everything that changes from step to step, and so everything a checkpoint holds.
+
+The order of the images and their augmentation are functions of seed, epoch and batch: there is no random state to save.
+"""
 
 from __future__ import annotations
 
@@ -14,83 +17,20 @@ from s10_resnet.errors import TrainingError
 from s10_resnet.utils.runtime import Runtime
 
 
-def hard(targets: Tensor) -> Tensor:
-    """Labels, int64 ``[B]``, of targets that are labels already or shares of the classes, float ``[B, C]``."""
-    return targets if targets.ndim == 1 else targets.argmax(1)
-
-
-class Totals:
-    """Loss and hits of an epoch, summed over images and divided once: batch means are wrong for a ragged last batch.
-
-    The sums stay on the device, so that adding to them never waits for it; reading `loss`, `accuracy` or `failed_step`
-    does.
-
-    Attributes:
-        images: Images taken in, by all processes together.
-        steps: Batches taken in.
-        lr: Learning rate of the latest step.
-        seconds: Time of the steps, the clock being stopped by whoever takes time for something else.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.sums = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)  # loss, hits
-        self.failed = torch.zeros((), dtype=torch.int64, device=runtime.device)
-        self.images = self.steps = 0
-        self.lr = self.seconds = 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this process's part of a batch: its mean loss, logits ``[B, C]`` and targets.
-
-        Targets are labels, int64 ``[B]``, or shares of the classes, float ``[B, C]``, of which the largest counts.
-        """
-        self.steps += 1
-        self.images += len(labels) * self.runtime.world_size
-        loss = loss.detach()
-        hits = (logits.detach().argmax(1) == hard(labels)).sum()
-        batch = self.runtime.total(torch.stack([(loss * len(labels)).to(self.sums), hits.to(self.sums)]))
-        self.sums += batch
-        self.failed = torch.where((self.failed == 0) & ~torch.isfinite(batch[0]), self.steps, self.failed)
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of an image."""
-        return self.sums[0].item() / self.images
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images whose largest logit is their label's."""
-        return self.sums[1].item() / self.images
-
-    @property
-    def failed_step(self) -> int:
-        """The first step, counted from 1, whose loss was not a finite number; 0 if there was none."""
-        return int(self.failed.item())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values and a tensor."""
-        return {name: getattr(self, name) for name in ("sums", "images", "steps", "lr", "seconds")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self.sums = state["sums"].to(self.sums)
-        self.images, self.steps, self.lr, self.seconds = (state[n] for n in ("images", "steps", "lr", "seconds"))
-
-
 @dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch came to. Losses are means over images, accuracies fractions of 1.
+class EpochMetrics:
+    """Metrics of one epoch. Losses are means over images, accuracies fractions of 1.
 
     Attributes:
         epoch: Counted from 1.
-        train_loss: Measured while the weights changed, on augmented images.
+        train_loss: Mean over the epoch's steps, on augmented images, while the weights change.
         train_accuracy: Likewise.
-        eval_loss: On the unaugmented evaluation images, at the epoch's end.
+        eval_loss: On the evaluation images, not augmented, at the end of the epoch.
         eval_accuracy: Likewise.
         lr: Learning rate of the epoch's last step.
         train_seconds: Time of the training steps.
         eval_seconds: Time of the evaluation.
-        images_per_second: Training images over ``train_seconds``.
+        images_per_second: Training images divided by ``train_seconds``.
     """
 
     epoch: int
@@ -104,24 +44,78 @@ class EpochRecord:
     images_per_second: float
 
 
+class RunningMetrics:
+    """Loss and accuracy of the epoch in progress: sums over images, divided once.
+
+    A mean of batch means would be wrong for a last batch that is smaller. The sums stay on the device: `update` does
+    not synchronize; reading `loss`, `accuracy` or `failed_step` does.
+
+    Attributes:
+        images: Number of images so far, of all processes together.
+        steps: Number of steps so far.
+        lr: Learning rate of the last step.
+        seconds: Time of the steps.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.sums = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)  # loss, correct predictions
+        self.failed = torch.zeros((), dtype=torch.int64, device=runtime.device)
+        self.images = self.steps = 0
+        self.lr = self.seconds = 0.0
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds this process's part of a batch: its mean loss, logits ``[B, C]`` and labels, int64 ``[B]``."""
+        self.steps += 1
+        self.images += len(labels) * self.runtime.world_size
+        loss = loss.detach()
+        correct = (logits.detach().argmax(1) == labels).sum()
+        batch = self.runtime.all_reduce_sum(torch.stack([(loss * len(labels)).to(self.sums), correct.to(self.sums)]))
+        self.sums += batch
+        self.failed = torch.where((self.failed == 0) & ~torch.isfinite(batch[0]), self.steps, self.failed)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image."""
+        return self.sums[0].item() / self.images
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the images that are classified correctly."""
+        return self.sums[1].item() / self.images
+
+    @property
+    def failed_step(self) -> int:
+        """The first step, counted from 1, whose loss was not finite; 0 if there was none."""
+        return int(self.failed.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns plain values and a tensor."""
+        return {name: getattr(self, name) for name in ("sums", "images", "steps", "lr", "seconds")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.sums = state["sums"].to(self.sums)
+        self.images, self.steps, self.lr, self.seconds = (state[n] for n in ("images", "steps", "lr", "seconds"))
+
+
 class TrainingState:
     """A training in progress.
 
-    The order of the images and their augmentation are functions of seed, epoch and batch: no random state is needed.
-
     Args:
         model: From uint8 images ``[B, 32, 32, 3]`` to logits ``[B, C]``, on the runtime's device.
-        optimizer: A fused one of the model's parameters.
+        optimizer: A fused optimizer of the model's parameters.
         scheduler: Stepped after every batch.
-        runtime: Device, number format, and the other processes if there are any.
-        average: A moving average of the model, if there is to be one.
+        runtime: Device, precision, and the other processes if there are any.
+        ema_model: Exponential moving average of the model, or None.
 
     Attributes:
-        result: What is evaluated and saved: the average, or the model itself.
-        step: Steps taken in the whole run, whatever the workers have prefetched.
-        totals: Of the epoch that has begun.
-        history: Of the epochs that have ended.
-        logits: Of the evaluation images when the latest of them ended, fp32 ``[N, C]`` on the CPU.
+        eval_model: The model that is evaluated and saved: that of the EMA if there is one, else ``model``.
+        ddp_model: The model wrapped for several processes; ``model`` itself in a single one.
+        step: Number of optimizer steps taken in the whole run.
+        metrics: Of the epoch in progress.
+        history: Metrics of the finished epochs.
+        eval_logits: Of the evaluation images after the last finished epoch, fp32 ``[N, C]`` on the CPU.
     """
 
     def __init__(
@@ -130,67 +124,66 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scheduler: LRScheduler,
         runtime: Runtime,
-        average: AveragedModel | None = None,
+        ema_model: AveragedModel | None = None,
     ) -> None:
         self.model, self.optimizer, self.scheduler, self.runtime = model, optimizer, scheduler, runtime
-        self.average = average
-        self.result = model if average is None else average.module
-        self.parallel = runtime.parallel(model)
+        self.ema_model = ema_model
+        self.eval_model: nn.Module = model if ema_model is None else ema_model.module
+        self.ddp_model = runtime.wrap_ddp(model)
         self.step = 0
-        self.totals = Totals(runtime)
-        self.history: list[EpochRecord] = []
-        self.logits: Tensor | None = None
+        self.metrics = RunningMetrics(runtime)
+        self.history: list[EpochMetrics] = []
+        self.eval_logits: Tensor | None = None
 
     def end_step(self) -> None:
-        """Counts a step whose update has been made."""
+        """Advances the schedule, the EMA and the step counter after an update of the weights."""
         self.scheduler.step()
-        if self.average:
-            self.average.update_parameters(self.model)
+        if self.ema_model is not None:
+            self.ema_model.update_parameters(self.model)
         self.step += 1
 
-    def check(self) -> None:
-        """Waits for the device and raises `TrainingError` if a loss was not a finite number."""
-        if self.totals.failed_step:
+    def end_epoch(self, metrics: EpochMetrics, eval_logits: Tensor | None) -> None:
+        """Adds the metrics of a finished epoch to the history and resets the running ones."""
+        self.history.append(metrics)
+        self.eval_logits = eval_logits
+        self.metrics = RunningMetrics(self.runtime)
+
+    def check_loss(self) -> None:
+        """Raises `TrainingError` if a loss of this epoch was not finite. Synchronizes with the device."""
+        if self.metrics.failed_step:
             raise TrainingError(
-                f"epoch {len(self.history) + 1}, step {self.totals.failed_step}: the loss is no longer a finite number"
+                f"epoch {len(self.history) + 1}, step {self.metrics.failed_step}: the loss is not finite"
             )
 
     def check_weights(self) -> None:
-        """Raises `TrainingError` if the weights are not finite: a broken gradient shows in no loss before the next."""
-        if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
-            raise TrainingError(
-                f"epoch {len(self.history) + 1}, step {self.totals.steps}: the weights are no longer finite numbers"
-            )
-
-    def end_epoch(self, record: EpochRecord, logits: Tensor | None) -> None:
-        """Takes the record in and begins the next epoch."""
-        self.history.append(record)
-        self.logits = logits
-        self.totals = Totals(self.runtime)
+        """Raises `TrainingError` if a weight is not finite: a bad gradient shows in no loss before the next step."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+            raise TrainingError(f"epoch {len(self.history) + 1}, step {self.metrics.steps}: the weights are not finite")
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, from which `load_state_dict` makes the same state bit for bit."""
+        """Returns tensors and plain values from which `load_state_dict` restores the same state bit for bit."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.runtime.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "ema_model": None if self.ema_model is None else self.ema_model.state_dict(),
             "step": self.step,
-            "totals": self.totals.state_dict(),
-            "history": [asdict(record) for record in self.history],
-            "logits": self.logits,
+            "metrics": self.metrics.state_dict(),
+            "history": [asdict(metrics) for metrics in self.history],
+            "eval_logits": self.eval_logits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.runtime.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
+        if state["scaler"]:  # empty if the run was begun in another precision
+            self.runtime.scaler.load_state_dict(state["scaler"])
+        if self.ema_model is not None:
+            self.ema_model.load_state_dict(state["ema_model"])
         self.step = state["step"]
-        self.totals.load_state_dict(state["totals"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
-        self.logits = state["logits"]
+        self.metrics.load_state_dict(state["metrics"])
+        self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+        self.eval_logits = state["eval_logits"]

@@ -1,155 +1,310 @@
-"""One training in its folder, from wherever it stands to its end, written down so that nothing is lost on the way."""
+"""Training from beginning to end: read `Trainer.fit` first.
+
+`train`, `resume` and `find_lr` are what the command line and the Python interface call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from s10_resnet.data import loader as batches
-from s10_resnet.errors import MachineError, TrainingError
-from s10_resnet.models import resnet as model
-from s10_resnet.reporting import figures as report
-from s10_resnet.training import loop as engine
-from s10_resnet.training import session
-from s10_resnet.training.loop import Batches
-from s10_resnet.training.run_logger import Notes
-from s10_resnet.training.session import Session
-from s10_resnet.training.state import EpochRecord, Totals, TrainingState
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import faults, signals
-from s10_resnet.utils.serialization import CheckpointError
+from s10_resnet.arguments import format_args
+from s10_resnet.config import FindLRConfig, RunConfig, TrainConfig
+from s10_resnet.data.loader import iterate_batches
+from s10_resnet.errors import EnvironmentFailure, InputError, TrainingError, explain_system_error
+from s10_resnet.evaluation.inference import evaluate
+from s10_resnet.models.resnet import count_parameters
+from s10_resnet.training import checkpoint
+from s10_resnet.training.loop import train_one_epoch
+from s10_resnet.training.lr_finder import Suggestion
+from s10_resnet.training.lr_search import search_lr
+from s10_resnet.training.run_logger import RunLogger, TrainingLogger, require_tensorboard
+from s10_resnet.training.setup import Setup, create_setup
+from s10_resnet.training.state import EpochMetrics
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.io import create_run_dir, exclusive_lock, read_json, write_json
+from s10_resnet.utils.launch import command, launch_env
+from s10_resnet.utils.signals import ShutdownRequested, defer_signals, graceful_shutdown, raise_pending
 
 
-def carry_out(run: Session, folder: Path, max_lr: float, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Trains to the end, in rank 0, which alone evaluates and writes.
+class Trainer:
+    """Trains one network.
 
     Args:
-        run: The settled settings.
-        folder: The run's, locked.
+        setup: Settings, data and device.
         max_lr: Peak learning rate.
-        saved: The content of a checkpoint to go on from; by default the training begins.
+        saved: The content of a checkpoint to continue from; by default the training starts at step 0.
+
+    Attributes:
+        state: The state of the training at all times.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit the settings.
+    """
+
+    def __init__(self, setup: Setup, max_lr: float, saved: dict[str, Any] | None = None) -> None:
+        assert isinstance(setup.config, TrainConfig)
+        self.setup, self.epochs = setup, setup.config.epochs
+        self.state = setup.build_state(max_lr)
+        self.criterion = setup.build_criterion()
+        if saved is not None:
+            checkpoint.restore(self.state, saved, self.epochs, setup.steps_per_epoch)
+        self.eval_images, self.eval_labels = setup.eval_tensors()
+        setup.runtime.barrier()  # no process writes before all have read
+
+    def fit(self, log: TrainingLogger) -> None:
+        """Trains from the current step to the end of the last epoch, in every process alike.
+
+        Raises:
+            TrainingError: If a loss is not finite. The weights are those before that step.
+            ShutdownRequested: After Ctrl-C or SIGTERM, between two steps.
+        """
+        state, steps_per_epoch = self.state, self.setup.steps_per_epoch
+        loader = self.setup.build_loader(self.epochs, first_step=state.step)
+        with iterate_batches(loader) as batches:
+            for epoch in range(len(state.history) + 1, self.epochs + 1):
+                remaining = epoch * steps_per_epoch - state.step  # fewer after a resume within an epoch
+                train_one_epoch(state, islice(batches, remaining), self.criterion, log.on_step)
+                metrics, eval_logits = self.evaluate(epoch)
+                with defer_signals():
+                    state.end_epoch(metrics, eval_logits)
+                log.on_epoch_end(state)
+
+    def evaluate(self, epoch: int) -> tuple[EpochMetrics, Tensor | None]:
+        """Returns the metrics of a trained epoch and the logits of the evaluation images. Only rank 0 evaluates."""
+        start = time.perf_counter()
+        loss, accuracy, logits = 0.0, 0.0, None
+        if self.setup.runtime.rank == 0:
+            loss, accuracy, logits = evaluate(
+                self.state.eval_model, self.eval_images, self.eval_labels, self.criterion, self.setup.runtime
+            )
+        if not math.isfinite(loss):
+            raise TrainingError(f"epoch {epoch}: the evaluation loss is not finite")
+        running = self.state.metrics
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=running.loss,
+            train_accuracy=running.accuracy,
+            eval_loss=loss,
+            eval_accuracy=accuracy,
+            lr=running.lr,
+            train_seconds=running.seconds,
+            eval_seconds=time.perf_counter() - start,
+            images_per_second=running.images / running.seconds,
+        )
+        return metrics, logits
+
+
+def fit_run(
+    setup: Setup, run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, brief: bool = False
+) -> dict[str, Any]:
+    """Trains to the end in a run folder, which must be locked, and leaves it resumable however the training ends.
+
+    Args:
+        setup: Settings, data and device.
+        run_dir: The run folder.
+        max_lr: Peak learning rate.
+        saved: The content of a checkpoint to continue from.
+        brief: See `RunLogger`.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
-        CheckpointError: If ``saved`` does not fit the settings.
-        TrainingError: If a loss is not a finite number.
-        MachineError: If the disk is full, a worker was killed and the like.
-        Stopped: After a signal, once a checkpoint has been written and everything of the finished epochs.
+        TrainingError: If a loss is not finite.
+        EnvironmentFailure: If the disk is full, a worker was killed and the like.
+        ShutdownRequested: After Ctrl-C or SIGTERM, once everything is saved.
     """
-    state = _begin(run, max_lr, saved)
-    notes = Notes(run, folder, state, max_lr)
-    terminal.say(f"{model.count_parameters(state.model):,} parameters, max LR {max_lr:.3g}")
+    log = RunLogger(setup, run_dir, max_lr, brief=brief)
     try:
-        return _to_the_end(run, state, notes)
-    except Exception as error:
-        cause = faults.explain(error)
-        if cause is None:
-            raise
-        raise MachineError(f"{cause}. {notes.way_on}") from error
-
-
-def follow(run: Session, max_lr: float, saved: dict[str, Any] | None = None) -> None:
-    """Takes part in the training of rank 0 from any other rank, up to its end.
-
-    A signal is put off for as long as rank 0 goes on, which saves before it leaves.
-    """
-    state = _begin(run, max_lr, saved)
-    loader = session.loader(run, run.config.epochs, first_step=state.step)
-    try:
-        with signals.uninterrupted(), batches.running(loader) as stream:
-            for _ in _epochs(run, state, stream, lambda: (0.0, 0.0, None)):
-                pass
-    except Exception as error:
-        signals.obey()  # rank 0 is gone because of the signal that was put off here
-        cause = faults.explain(error)
-        if cause is None:
-            raise
-        raise MachineError(cause) from error
-
-
-def _begin(run: Session, max_lr: float, saved: dict[str, Any] | None) -> TrainingState:
-    state = session.training_state(run, max_lr)
-    if saved is not None:
+        trainer = Trainer(setup, max_lr, saved)
+        state = trainer.state
         try:
-            state.load_state_dict(saved["state"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"--resume: the checkpoint does not fit the run ({type(error).__name__})") from None
-        if state.step != len(state.history) * run.steps_per_epoch + state.totals.steps:
-            raise CheckpointError("--resume: the checkpoint contradicts itself about the steps it has trained")
-    run.runtime.meet()  # nobody writes before everybody has read
-    return state
+            if not brief:
+                logger.info(f"{count_parameters(state.model):,} parameters, max LR {max_lr:.3g}")
+            log.on_train_start(state)
+            trainer.fit(log)
+            return log.on_train_end(state, "completed")
+        except ShutdownRequested as request:
+            log.close()
+            if not request.urgent:
+                log.on_interrupt(state)
+            raise
+        except TrainingError as error:
+            if state.history:
+                log.on_train_end(state, "failed")
+            raise TrainingError(
+                f"{error}. Try a lower --max-lr: {command('find_lr')} recommends one. {run_dir} has the epochs before"
+            ) from None
+    except Exception as error:
+        cause = explain_system_error(error)
+        if cause is None:
+            raise
+        raise EnvironmentFailure(f"{cause}. {log.resume_hint}") from error
+    finally:
+        log.close()
 
 
-def _to_the_end(run: Session, state: TrainingState, notes: Notes) -> dict[str, Any]:
-    loader = session.loader(run, run.config.epochs, first_step=state.step)
-    images, labels = session.evaluation_tensors(run)
-    evaluate = partial(engine.evaluate, state.result, images, labels, session.criterion(run), run.runtime)
+def _fit_on_other_rank(setup: Setup, saved: dict[str, Any] | None = None) -> None:
+    """Takes part in the training of rank 0. A signal is deferred: rank 0 saves, then all end."""
+    trainer = Trainer(setup, setup.runtime.broadcast(0.0), saved)
     try:
-        _draw_plan(run, notes)
-        if state.history:  # the run may have been killed between these and the checkpoint
-            notes.write_epochs(weights=not state.totals.steps)
-        with (
-            terminal.Progress(run.config.epochs, len(run.train.labels), run.split, len(state.history)) as progress,
-            batches.running(loader) as stream,
-        ):
-            for record in _epochs(run, state, stream, evaluate, lambda it: notes.save_in_time(progress.watch(it))):
-                notes.save()
-                notes.write_epochs()
-                progress.report(record)
-        return notes.conclude("completed")
-    except signals.Stopped as stop:
-        if not stop.urgent:
-            _stop(state, notes)
-        raise
-    except TrainingError as error:
-        if state.history:
-            notes.conclude("failed")
-        raise TrainingError(
-            f"{error}; --max-lr is the first thing to lower, and scripts/find_lr.py finds one. {notes.folder} holds "
-            "the epochs before"
-        ) from None
+        with defer_signals():
+            trainer.fit(TrainingLogger())
+    except Exception as error:
+        raise_pending()  # rank 0 ended because of the signal that was deferred here
+        cause = explain_system_error(error)
+        if cause is None:
+            raise
+        raise EnvironmentFailure(cause) from error
 
 
-def _epochs(
-    run: Session,
-    state: TrainingState,
-    stream: Batches,
-    evaluate: Callable[[], tuple[float, float, Tensor | None]],
-    watch: Callable[[Iterator[Totals]], Iterator[Totals]] = iter,
-) -> Iterator[EpochRecord]:
-    return engine.fit(
-        state,
-        stream,
-        session.criterion(run),
-        evaluate,
-        epochs=run.config.epochs,
-        steps_per_epoch=run.steps_per_epoch,
-        watch=watch,
-    )
+@graceful_shutdown()
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains the network in a new run folder, which gets the records, weights and plots.
+
+    Where ``torchrun`` restarts its processes after a failure, the run continues from its last checkpoint.
+
+    Returns:
+        The content of ``summary.json``; accuracies are fractions of 1. An empty dict in processes other than rank 0.
+
+    Raises:
+        InputError: For settings that do not fit the machine or the data; nothing has been written then.
+        TrainingError: If a loss is not finite, or ``max_lr="auto"`` finds no learning rate.
+        EnvironmentFailure: If the disk is full, a worker was killed and the like; the last checkpoint is intact.
+        ShutdownRequested: After Ctrl-C or SIGTERM, once everything is saved.
+    """
+    if launch_env().restart_count:
+        if not config.name:
+            raise InputError("--name: is required under torchrun, so that restarted processes find their run")
+        if (config.output_dir / config.name).is_dir():
+            return resume(config.output_dir / config.name, dict(config))
+    if config.tensorboard:
+        require_tensorboard()
+    setup = create_setup(config)
+    if setup.runtime.rank:
+        _fit_on_other_rank(setup)
+        return {}
+    run_dir = _start_run(setup, "train")
+    with exclusive_lock(run_dir):
+        return fit_run(setup, run_dir, setup.runtime.broadcast(resolve_max_lr(setup, run_dir)))
 
 
-def _draw_plan(run: Session, notes: Notes) -> None:
-    """Draws what can be drawn before the training, if that has not been done."""
-    if (notes.folder / report.LAST_OF_PLAN).exists():
-        return
-    lrs = session.planned_lrs(run, notes.max_lr)
-    report.draw_plan(notes.folder, *session.samples(run), lrs, run.steps_per_epoch, run.note)
+@graceful_shutdown()
+def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Continues a run from its last checkpoint, bit-identical to an uninterrupted run.
+
+    That holds on a CPU with the same number of threads, on CUDA with ``deterministic``, and in the environment the run
+    was begun in; a changed environment is warned of.
+
+    Args:
+        path: The run folder, or a checkpoint in it.
+        given: Settings given now. They must be those of the run, except for `checkpoint.RESUME_OVERRIDES`.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        InputError: If there is no such run, its checkpoint is damaged, its settings differ, or another process is
+            working on it. Nothing has been changed then.
+        TrainingError: See `train`.
+        EnvironmentFailure: See `train`.
+        ShutdownRequested: See `train`.
+    """
+    path, given = Path(path), given or {}
+    run_dir = path if path.is_dir() else path.parent
+    other_rank = launch_env().rank > 0
+    with ExitStack() as lock:
+        if not (run_dir / "config.json").is_file():
+            raise InputError(f"--resume {path}: must be a run folder, or a checkpoint in one")
+        if not other_rank:
+            lock.enter_context(exclusive_lock(run_dir))
+        source = checkpoint.find_checkpoint(run_dir, path)
+        saved = checkpoint.load_checkpoint(source) if source else None
+        setup = resume_setup(run_dir, saved, given)
+        if other_rank:
+            _fit_on_other_rank(setup, saved)
+            return {}
+        logger.info(f"resuming {run_dir}\n{setup.description}")
+        if saved:
+            checkpoint.warn_of_changed_environment(saved["environment"], setup.environment)
+        max_lr = setup.runtime.broadcast(saved["max_lr"] if saved else resolve_max_lr(setup, run_dir))
+        if source == run_dir / checkpoint.PREVIOUS:
+            source.replace(run_dir / checkpoint.CHECKPOINT)  # else the next checkpoint would replace the intact one
+        return fit_run(setup, run_dir, max_lr, saved)
 
 
-def _stop(state: TrainingState, notes: Notes) -> None:
-    """Leaves everything as it should be found."""
-    if notes.saved_state != (state.step, len(state.history)):
-        notes.save()
-    if state.history:
-        notes.write_epochs(weights=not state.totals.steps)
-        notes.conclude("interrupted")
-    terminal.say(
-        f"saved after step {state.step:,} of {state.scheduler.total_steps:,}; "
-        f"python scripts/train.py --resume {notes.folder} goes on from there"
-    )
+@graceful_shutdown()
+def find_lr(config: FindLRConfig) -> Suggestion:
+    """Runs the learning rate range test; its curve and suggestions are written to a new run folder.
+
+    Raises:
+        InputError: For settings that do not fit the machine or the data; nothing has been written then.
+        TrainingError: If the curve has no minimum; the folder holds it.
+        ShutdownRequested: After Ctrl-C or SIGTERM.
+    """
+    if launch_env().world_size > 1:
+        raise InputError("torchrun: a range test runs in a single process")
+    setup = create_setup(config)
+    found = search_lr(setup, _start_run(setup, "find_lr"))
+    if found.max_lr is None:
+        raise TrainingError(found.reason)
+    next_run = TrainConfig(**dict(config) | {"max_lr": found.max_lr, "name": ""})
+    logger.info(f"next: {command('train')} {format_args(next_run)}")
+    return found
+
+
+def resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup:
+    """Returns the setup of a run that is resumed.
+
+    Raises:
+        InputError: If settings given now, or in its config.json, are not those it was begun with.
+    """
+    try:
+        config = TrainConfig.from_json(read_json(run_dir / "config.json"))
+    except InputError as error:
+        raise InputError(f"--resume {run_dir}: config.json does not hold the settings of a run ({error})") from None
+    changed = checkpoint.changed_settings(config, saved, given)
+    if changed:
+        raise InputError(f"--resume {run_dir}: a run cannot be resumed with other settings: {'; '.join(changed)}")
+    config = config.replace(**{name: given[name] for name in checkpoint.RESUME_OVERRIDES if name in given})
+    begun = {"dataset": saved["dataset"], "augment_on": saved["environment"]["augment_on"]} if saved else {}
+    setup = create_setup(config.replace(**begun))
+    return setup.with_config(config)
+
+
+def resolve_max_lr(setup: Setup, run_dir: Path) -> float:
+    """Returns the peak learning rate of the settings; ``auto`` runs the range test.
+
+    Raises:
+        TrainingError: If the range test finds none.
+    """
+    assert isinstance(setup.config, TrainConfig)
+    if setup.config.max_lr != "auto":
+        return setup.config.max_lr
+    found = search_lr(setup.single_process(), run_dir)
+    if found.max_lr is None:
+        raise TrainingError(f"--max-lr auto: {found.reason}")
+    return found.max_lr
+
+
+def _start_run(setup: Setup, prefix: str) -> Path:
+    """Creates the run folder with its config.json, and logs what will be done."""
+    config: RunConfig = setup.config
+    default_prefix = f"{prefix}-synthetic" if setup.dataset == "synthetic" else prefix
+    run_dir = create_run_dir(config.output_dir, config.name, default_prefix)
+    write_json(run_dir / "config.json", config.to_json())
+    if config.dataset == "auto" and setup.dataset == "synthetic":
+        logger.warning(
+            "CIFAR-10 was not found and could not be downloaded: this run uses the SYNTHETIC data set. Its accuracy "
+            "says nothing about CIFAR-10. --dataset cifar10 says what is missing."
+        )
+    logger.info(f"writing to {run_dir}\n{setup.description}")
+    return run_dir

@@ -1,1 +1,1 @@
-"""What the other packages stand on: files, folders, signals, the terminal, the device."""
+"""Utilities of the other packages: devices, files, signals, the console, the environment."""

@@ -1,34 +1,39 @@
-"""Files that are whole or not there, and folders that one process works in at a time."""
+"""Atomic file writes, folder locks, JSON and CSV files, run folders."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from s10_resnet.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a folder can be neither locked nor synced
-    fcntl = None
-
-_locks: set[int] = set()  # descriptors
+LOCK_FILE = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 
 
-def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Replaces a file in one step, so that a reader or a crash finds the old content or the new, never a part.
+def atomic_write(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Writes a file atomically: a reader finds the old content or the new one, also after a crash.
 
     Args:
         path: The file.
-        content: All of it.
-        previous: Where to keep the old content; at every moment ``path`` is whole.
+        content: The whole new content.
+        previous: Where to keep the old content; ``path`` exists at every moment.
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # a new file, through no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -41,44 +46,105 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes this the one process that works in a folder, and clears away what a killed one left half written.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Locks a folder for this process, and removes what a killed process left half written in it.
 
-    The kernel releases the lock when the process ends, however it does; processes forked from it do not hold it. On a
-    file system that knows no locks there is none.
+    The kernel releases the lock when the process ends, however it ends; forked children do not hold it. On a file
+    system without locks this does nothing.
 
     Raises:
         InputError: If another process holds the lock.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    _locks.add(descriptor)
+    # No soft lock in place of a missing flock: that one would outlive a killed process.
+    lock = FileLock(folder / LOCK_FILE, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: must be a run that no other process is working on") from None
-        except OSError:
-            pass
-        else:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{folder}: must be a run that no other process is working on") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        if lock.is_locked:
             for leftover in filter(Path.is_file, folder.glob(".*.tmp")):
                 leftover.unlink()
         yield
     finally:
-        _locks.discard(descriptor)
-        os.close(descriptor)
+        # Removed while it is held: whoever has it open by now finds it without a name, and does not take it for a lock.
+        with suppress(OSError):  # Windows removes no open file
+            (folder / LOCK_FILE).unlink()
+        lock.release()
+
+
+def create_run_dir(output_dir: Path, name: str, prefix: str) -> Path:
+    """Creates the folder of one run in ``output_dir``, called ``name`` or, if that is empty, ``prefix`` and the time.
+
+    Raises:
+        InputError: If the named folder exists, or none can be made.
+    """
+    stamp = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [name] if name else (stamp if i == 1 else f"{stamp}-{i}" for i in count(1))
+    for candidate in candidates:
+        try:
+            (output_dir / candidate).mkdir(parents=True)
+            return output_dir / candidate
+        except FileExistsError:
+            if not output_dir.is_dir():
+                raise InputError(f"--output-dir {output_dir}: must be a folder, and a file has that name") from None
+        except OSError as error:
+            reason = f"must be a folder that can be written to ({error.strerror})"
+            raise InputError(f"--output-dir {output_dir}: {reason}") from None
+    raise InputError(f"--name {name}: must be a new name; {output_dir / name} exists and is not overwritten")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON. NaN and infinities, which JSON does not have, raise a `ValueError`."""
+    atomic_write(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a header line. All rows have the same keys."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: If the file is missing or is not JSON.
+    """
+    content = _read(path)
+    try:
+        return json.loads(content.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: is not JSON") from None
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """Reads a CSV file of `write_csv`.
+
+    Raises:
+        InputError: If the file is missing, or is not a header line and rows of as many numbers.
+    """
+    content = _read(path)
+    try:
+        head, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+        return [dict(zip(head, map(float, row), strict=True)) for row in rows]
+    except (ValueError, csv.Error):
+        raise InputError(f"{path}: is not a table of numbers under a head") from None
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Gives a file a second name, so that the first never goes missing on the way."""
+    """Keeps a file under a second name; the first one never goes missing."""
     temporary = _temporary(previous)
-    temporary.unlink(missing_ok=True)  # a killed process may have left one
     try:
         os.link(path, temporary)
     except OSError:  # a file system without hard links
-        write_whole(previous, path.read_bytes())
+        atomic_write(previous, path.read_bytes())
     else:
         temporary.replace(previous)
     finally:
@@ -86,12 +152,13 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    """A new hidden name beside a file; `exclusive_lock` removes what stays of them."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name as durable as the content: it is the folder's content."""
-    if fcntl is None:
+    """Flushes a folder to disk, so that a new name in it is as durable as the content."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -103,11 +170,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _release_in_child() -> None:
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_release_in_child)
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

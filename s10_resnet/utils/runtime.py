@@ -1,4 +1,4 @@
-"""Where the numbers are crunched, in which format, and by how many processes."""
+"""The device, the precision, and the processes of a distributed training."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import atexit
 import ctypes
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s10_resnet.errors import InputError
+from s10_resnet.utils.launch import LaunchEnv, launch_env
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, a number format, and this process's place among those that train together.
+    """The device, the precision, and the rank of this process.
 
-    With fp32 both autocast and scaler are there and do nothing; so do the methods that speak to other processes, where
-    there are none.
+    With fp32, autocast and the scaler do nothing; in a single process, neither do the collective methods.
+
+    Attributes:
+        device: Where models and batches are.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        scaler: Scales the loss with fp16; disabled otherwise.
+        rank: Index of this process among all, from 0.
+        world_size: Number of processes.
     """
 
     device: torch.device
@@ -42,53 +49,55 @@ class Runtime:
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """What to add many numbers up in: the widest format of the device."""
+        """The widest floating-point type of the device, for sums over many numbers."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """The context manager of a forward pass."""
         return torch.autocast(**self.autocast_options)
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over all processes. Rank 0's weights and buffers are everybody's."""
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
+        """Wraps a model in `DistributedDataParallel`, if there is more than one process."""
         if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The tensor, changed into its sum over all processes."""
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over all processes, in place."""
         if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
-    def meet(self) -> None:
-        """Waits until all processes have come here."""
-        self.share(0.0)
+    def barrier(self) -> None:
+        """Waits until all processes have called this."""
+        self.broadcast(0.0)
 
-    def share(self, number: float) -> float:
-        """Rank 0's number, once all processes have come here."""
-        mine = number if self.rank == 0 else 0.0
-        return self.total(torch.tensor(mine, dtype=self.sum_dtype, device=self.device)).item()
+    def broadcast(self, number: float) -> float:
+        """Returns rank 0's number in all processes."""
+        mine = torch.tensor(number if self.rank == 0 else 0.0, dtype=self.sum_dtype, device=self.device)
+        return self.all_reduce_sum(mine).item()
+
+    def single_process(self) -> Runtime:
+        """The same device and precision for work that this process does alone."""
+        return replace(self, rank=0, world_size=1)
 
 
-def start(device: str, precision: str, *, deterministic: bool = False) -> Runtime:
-    """Settles what ``auto`` means on this machine, and joins the processes that ``torchrun`` has started.
+def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic: bool = False) -> Runtime:
+    """Selects the device and the precision, and joins the process group if ``torchrun`` has launched several processes.
 
     Args:
         device: ``auto`` (CUDA, then Apple's MPS, then the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto`` (see `best_precision`), ``fp32``, ``bf16`` or ``fp16``.
-        deterministic: Take algorithms that give the same bits every time, where CUDA has a choice of them.
+        deterministic: Use deterministic algorithms, where CUDA has a choice of them.
 
     Raises:
-        InputError: For a device that is not there, or a format that it cannot train in.
+        InputError: If the device is not available or does not support the precision.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))  # this one and the next are torchrun's
+    launch = launch_env()
     chosen = _device(device)
-    if world_size > 1 and chosen.type == "cuda":
-        chosen = _device(f"cuda:{os.environ['LOCAL_RANK']}")
-    precision = best_precision(chosen) if precision == "auto" else precision
-    if precision == "fp16" and chosen.type != "cuda":
-        raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {chosen.type}; fp16 is for CUDA devices")
+    if launch.world_size > 1 and chosen.type == "cuda":
+        chosen = _device(f"cuda:{launch.local_rank}")
+    precision = _precision(precision, chosen)
     if chosen.type == "cpu":
         keep_freed_memory()
     # All batches but an epoch's last have one shape, for which cuDNN may try out its algorithms.
@@ -98,15 +107,22 @@ def start(device: str, precision: str, *, deterministic: bool = False) -> Runtim
         # Only warn: torch goes by kinds of operations, and this has not been tried on a CUDA device yet.
         torch.use_deterministic_algorithms(True, warn_only=True)
     scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
-    if world_size == 1:
-        return Runtime(chosen, precision, scaler)
-    if not distributed.is_initialized():
-        _join("nccl" if chosen.type == "cuda" else "gloo")
-    return Runtime(chosen, precision, scaler, distributed.get_rank(), world_size)
+    if launch.world_size > 1 and not distributed.is_initialized():
+        _init_process_group("nccl" if chosen.type == "cuda" else "gloo", launch)
+    return Runtime(chosen, precision, scaler, launch.rank, launch.world_size)
+
+
+def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Returns the runtime of a forward pass in this process alone; no setting of the process is changed.
+
+    Takes and raises what `init_runtime` does.
+    """
+    chosen = _device(device)
+    return Runtime(chosen, _precision(precision, chosen), torch.amp.GradScaler(chosen.type, enabled=False))
 
 
 def best_precision(device: torch.device) -> str:
-    """The fastest format the device has in hardware and this network trains well in.
+    """The fastest precision that the device has in hardware and this network trains well in.
 
     bf16 where there are instructions for it, fp16 with loss scaling on older CUDA devices, fp32 elsewhere: emulated
     bf16 is slower than fp32.
@@ -115,21 +131,22 @@ def best_precision(device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
         # Not in every torch from 2.10 on; without it nothing is known of the processor.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
     return "fp32"
 
 
-def default_workers(device: torch.device) -> int:
-    """Augmentation processes for a device.
+def default_num_workers(device: torch.device) -> int:
+    """Number of data loading processes for a device.
 
     A CPU spends 1 to 2 % of its time on augmentation: workers would only take cores from the training step.
     """
-    return 0 if device.type == "cpu" else min(_usable_cores(), 16)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if device.type == "cpu" else min(cores, 16)
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory it frees, where the C library is glibc.
+    """Makes this process keep the memory it frees, if the C library is glibc.
 
     It would give every large block back to the kernel, and get it back a page at a time, each of them zeroed: some
     360,000 page faults in a step of 512 images on a CPU. results/LOG.md has what that costs.
@@ -140,10 +157,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
-def _join(backend: str) -> None:
+def _init_process_group(backend: str, launch: LaunchEnv) -> None:
     """Joins the processes of this attempt: torchrun's store still holds the addresses of those that it restarts."""
-    store, rank, world_size = next(distributed.rendezvous("env://"))
-    attempt = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    try:
+        store, rank, world_size = next(distributed.rendezvous("env://", launch.rank, launch.world_size))
+    except ValueError as error:  # MASTER_ADDR or MASTER_PORT is missing
+        raise InputError(str(error)) from None
+    attempt = distributed.PrefixStore(f"attempt {launch.restart_count}", store)
     distributed.init_process_group(backend, store=attempt, rank=rank, world_size=world_size)
     atexit.register(distributed.destroy_process_group)
 
@@ -153,13 +173,19 @@ def _device(name: str) -> torch.device:
         available = torch.accelerator.current_accelerator(check_available=True)
         return available if available is not None and available.type in ("cuda", "mps") else torch.device("cpu")
     kind, _, index = name.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(index or 0) >= count:
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 0)
+    if not (index or "0").isdecimal() or int(index or 0) >= count:
         present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         present += ["mps"] if torch.backends.mps.is_available() else []
         raise InputError(f"--device {name}: must be one of {', '.join(['auto', 'cpu', *present])} on this machine")
     return torch.device(name)
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
+        return best_precision(device)
+    if name not in DTYPES:
+        raise InputError(f"--precision {name}: must be one of auto, {', '.join(DTYPES)}")
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(f"--precision fp16: must be auto, fp32 or bf16 on {device.type}; fp16 is for CUDA devices")
+    return name

@@ -1,41 +1,44 @@
-"""Weights and training states on disk: written whole, sealed with a digest, read without running anything."""
+"""Checkpoint files: written atomically, with a digest at the end, read without running code from them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s10_resnet.errors import InputError
-from s10_resnet.utils.io import write_whole
+from s10_resnet.utils.io import atomic_write
 
-_LABEL = b"sha256:"
-_SEAL_SIZE = len(_LABEL) + 64
+MAX_FILE_SIZE = 10**9  # bytes; a training checkpoint of this network has about 100 MB
+DIGEST_SIZE = 71  # bytes of "sha256:" and 64 hexadecimal digits
 
 
 class CheckpointError(InputError):
-    """A file is no checkpoint of this package, or no longer the one that was written."""
+    """A file is not a checkpoint of this package, or has been altered."""
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Writes tensors and plain values; `load` reads them back, and so does a bare `torch.load`.
 
-    The file ends in the SHA-256 of all before it: a zip archive, which `torch.save` writes, may carry a comment.
+    The file ends with the SHA-256 of everything before it, as the comment of the zip archive that `torch.save` writes.
 
     Args:
         path: The file.
-        state: What to write.
-        previous: Where to keep the file that was there before.
+        state: Tensors and plain values.
+        previous: Where to keep the previous file.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    body = buffer.getbuffer()[:-2]  # the last two bytes are the length of the comment, 0 until now
-    length = _SEAL_SIZE.to_bytes(2, "little")
-    write_whole(path, b"".join((body, length, _seal(body, length))), previous)
+    buffer.seek(-2, io.SEEK_END)  # the last two bytes are the length of the comment, 0 until now
+    buffer.write(DIGEST_SIZE.to_bytes(2, "little"))
+    buffer.write(_digest(buffer.getbuffer()))
+    atomic_write(path, buffer.getvalue(), previous)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -45,17 +48,20 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: For a file that is missing, altered by so much as a bit, or holds more than tensors and plain
             values; no code in it is run.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    body = memoryview(content)[:-_SEAL_SIZE]
-    if content[-_SEAL_SIZE:] != _seal(body):
+    content = read_file(path)
+    if content[-DIGEST_SIZE:] != _digest(memoryview(content)[:-DIGEST_SIZE]):
         raise CheckpointError(f"{path}: is damaged, or no checkpoint of this package (its SHA-256 does not match)")
     try:
         if not content.startswith(b"PK"):  # torch reads other formats than zip archives, too, which are not ours
             raise TypeError
-        with warnings.catch_warnings(action="ignore"):  # a refusal is said in one line, by us
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            records = archive.infolist()
+        # Compressed records could need any amount of memory: `torch.save` writes none.
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > len(
+            content
+        ):
+            raise ValueError
+        with warnings.catch_warnings(action="ignore"):  # the error below is enough
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -68,8 +74,22 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _seal(*parts: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return _LABEL + digest.hexdigest().encode()
+def read_file(path: Path) -> bytes:
+    """Returns the content of a regular file of at most `MAX_FILE_SIZE` bytes.
+
+    Raises:
+        CheckpointError: For anything else; pipes and devices are not opened.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise CheckpointError(f"{path}: must be a file, not a pipe or a device")
+        if status.st_size > MAX_FILE_SIZE:
+            raise CheckpointError(f"{path}: has {status.st_size / 1e9:.1f} GB, more than any file of this package")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _digest(content: bytes | memoryview) -> bytes:
+    return b"sha256:" + hashlib.sha256(content).hexdigest().encode()

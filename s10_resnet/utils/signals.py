@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: heard at once, obeyed where nothing is half done."""
+"""Graceful shutdown on SIGINT (Ctrl-C) and SIGTERM: at once, or after the step that is running."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HEEDED = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_received: list[int] = []  # since `heeded` began
-_depth = 0  # of `uninterrupted` blocks
-_heeding = False
+_received: list[int] = []  # since `graceful_shutdown` began
+_depth = 0  # of `defer_signals` blocks
+_active = False
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked for the end of the process.
+class ShutdownRequested(KeyboardInterrupt):
+    """Raised when SIGINT or SIGTERM asks this process to end.
 
     Attributes:
-        signum: Its number; a process that ends by it exits with 128 more.
-        urgent: It was Ctrl-C, and not the first signal: nothing is to be saved any more.
+        signum: The signal; the exit code is 128 more.
+        urgent: Whether it was a Ctrl-C after an earlier signal: nothing is saved any more.
     """
 
     def __init__(self, signum: int, urgent: bool = False) -> None:
@@ -30,28 +30,26 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Within this block SIGINT and SIGTERM raise `Stopped`, the first of them as soon as no step is half done.
+def graceful_shutdown() -> Iterator[None]:
+    """Within this block SIGINT and SIGTERM raise `ShutdownRequested`, the first as soon as no step is half done.
 
     A repeated SIGTERM changes nothing, since ``timeout`` and supervisors send it twice. A signal that this process was
-    started to ignore (``nohup``, jobs in the background) stays ignored. Only the main thread can listen: elsewhere this
-    does nothing.
+    started to ignore (``nohup``, jobs in the background) stays ignored. Outside the main thread this does nothing.
     """
-    global _heeding
-    if threading.current_thread() is not threading.main_thread() or _heeding:
-        yield  # nobody's signals, or heeded already
+    global _active
+    if threading.current_thread() is not threading.main_thread() or _active:
+        yield  # no signals here, or handled already
         return
-    before = {signum: signal.getsignal(signum) for signum in HEEDED}
-    before = {signum: handler for signum, handler in before.items() if handler is not signal.SIG_IGN}
+    before = {signum: handler for signum in SIGNALS if (handler := signal.getsignal(signum)) is not signal.SIG_IGN}
     report = sys.unraisablehook
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        # Python drops what is raised in a finaliser, and says so at length: the next step's end obeys the signal.
-        if not isinstance(unraisable.exc_value, Stopped):
+        # Python drops what is raised in a finaliser, and reports it at length: it is raised again after the next step.
+        if not isinstance(unraisable.exc_value, ShutdownRequested):
             report(unraisable)
 
     try:
-        _heeding = True
+        _active = True
         sys.unraisablehook = report_others
         for signum in before:
             signal.signal(signum, _receive)
@@ -62,14 +60,14 @@ def heeded() -> Iterator[None]:
                 signal.signal(signum, handler)
         _received.clear()
         sys.unraisablehook = report
-        _heeding = False
+        _active = False
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Puts `Stopped` off to the end of this block, but for an urgent one.
+def defer_signals() -> Iterator[None]:
+    """Defers `ShutdownRequested` to the end of this block, unless it is urgent.
 
-    An error in the block goes before it: what the block changes is half done then, and not to be saved.
+    An error in the block takes precedence: what the block changes is inconsistent then, and must not be saved.
     """
     global _depth
     _depth += 1
@@ -78,31 +76,31 @@ def uninterrupted() -> Iterator[None]:
     finally:
         _depth -= 1
     if _depth == 0:
-        obey()
+        raise_pending()
 
 
-def obey() -> None:
-    """Raises `Stopped` for a signal that was put off."""
+def raise_pending() -> None:
+    """Raises `ShutdownRequested` for a deferred signal."""
     if _received:
-        raise Stopped(_received[0])
+        raise ShutdownRequested(_received[0])
 
 
 @contextmanager
-def withheld() -> Iterator[None]:
-    """Processes started in this block never get the signals, which reach a whole process group: their parent does."""
+def block_signals() -> Iterator[None]:
+    """Blocks both signals in processes started here: a signal to the process group is for their parent to handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore() -> None:
-    """For a process that is about to end anyway, or whose parent heeds the signals and ends it."""
-    for signum in HEEDED:
+def ignore_signals() -> None:
+    """Ignores both signals, in a process that is about to end or that its parent ends."""
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
@@ -111,4 +109,4 @@ def _receive(signum: int, frame: FrameType | None) -> None:
     _received.append(signum)
     urgent = signum == signal.SIGINT and not first
     if urgent or (first and _depth == 0):
-        raise Stopped(signum, urgent)
+        raise ShutdownRequested(signum, urgent)

@@ -1,8 +1,7 @@
-"""Whatever a file holds or a user types, a command takes it or says in one line why not."""
+"""Whatever a file contains or a user types, a command accepts it or says in one line why not."""
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -13,23 +12,24 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from s10_resnet import cli, flags
-from s10_resnet.config import Config
-from s10_resnet.training import recipe
-from s10_resnet.utils import outputs
-from s10_resnet.utils import serialization as checkpoint
+from s10_resnet import arguments, cli
+from s10_resnet.config import CompareConfig, PredictConfig, SweepConfig, TrainConfig, flag
+from s10_resnet.errors import InputError
+from s10_resnet.training import trainer
+from s10_resnet.utils import serialization
+from s10_resnet.utils.io import read_csv, read_json
 
 few = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 
-TEXT = st.text(st.characters(exclude_categories=[]))  # with the halves of characters that are no text
+TEXT = st.text(st.characters(exclude_categories=[]))  # with lone surrogates, which are no text
 BYTES = st.binary() | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-NAMES = [field.name for field in dataclasses.fields(Config)]
-FLAGS = [f"--{name.replace('_', '-')}" for name in (*NAMES, "no_dirac_init", "no_deterministic", "resume", "help")]
+NAMES = list(TrainConfig.model_fields)
+FLAGS = [flag(name) for name in (*NAMES, "no_dirac_init", "no_deterministic", "resume", "config", "help", "version")]
 TYPED = TEXT | st.sampled_from(["3", "0.5", "auto", "-1", "1e999", "--", "-", "=", "", "a\0b", "\udcff", "9" * 5000])
 WORDS = (
     TYPED.map(lambda text: [text])
@@ -48,20 +48,20 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(folder):
     path = folder / "real.pt"
-    checkpoint.save(path, {"weight": torch.arange(6.0).view(2, 3), "step": 3, "betas": (0.9, 0.99)})
+    serialization.save(path, {"weight": torch.arange(6.0).view(2, 3), "step": 3, "betas": (0.9, 0.99)})
     return path
 
 
 def judged(work, *argv):
-    """What work in place of the recipe comes to in a command, or None if that refuses it as it should."""
+    """Returns the result of work in place of the training in a command, or None if it is refused in one line."""
     told, results = io.StringIO(), []
 
-    def stand_in(*arguments):
+    def replacement(*arguments):
         results.append(work(*arguments))
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
-        patch.setattr(recipe, "train", stand_in)
-        patch.setattr(recipe, "resume", stand_in)
+        patch.setattr(trainer, "train", replacement)
+        patch.setattr(trainer, "resume", replacement)
         code = cli.run("train", argv, prog="train.py")
     if code == 0:
         assert told.getvalue() == ""
@@ -74,7 +74,7 @@ def judged(work, *argv):
 
 
 def edited(content, edits):
-    """Some bytes in place of others, here and there."""
+    """Returns the content with some bytes replaced by others."""
     for place, length, new in edits:
         start = int(place * len(content))
         content = content[:start] + new + content[start + length :]
@@ -83,38 +83,38 @@ def edited(content, edits):
 
 def read_config(folder, content):
     (folder / "config.json").write_bytes(content)
-    config = judged(lambda _: Config.from_json(outputs.read_json(folder / "config.json")))
+    config = judged(lambda _: TrainConfig.from_json(read_json(folder / "config.json")))
     if config is not None:
-        assert Config.from_json(config.to_json()) == config
+        assert TrainConfig.from_json(config.to_json()) == config
         assert os.fsencode(config.data_dir)
     return config
 
 
 def read_table(folder, content):
     (folder / "history.csv").write_bytes(content)
-    rows = judged(lambda _: outputs.read_rows(folder / "history.csv"))
+    rows = judged(lambda _: read_csv(folder / "history.csv"))
     assert rows is None or all(type(value) is float for row in rows for value in row.values())
     return rows
 
 
 def read_checkpoint(folder, content):
     (folder / "checkpoint.pt").write_bytes(content)
-    state = judged(lambda _: checkpoint.load(folder / "checkpoint.pt"))
+    state = judged(lambda _: serialization.load(folder / "checkpoint.pt"))
     assert state is None or isinstance(state, dict)
     return state
 
 
 def test_the_judge_lets_good_input_through(folder, real):
-    assert read_config(folder, json.dumps(Config().to_json()).encode()) == Config()
+    assert read_config(folder, json.dumps(TrainConfig().to_json()).encode()) == TrainConfig()
     assert read_table(folder, b"a,b\r\n1,2\r\n") == [{"a": 1.0, "b": 2.0}]
     assert read_checkpoint(folder, real.read_bytes())["step"] == 3
-    assert judged(lambda config: config, "--epochs", "3") == Config(epochs=3)
+    assert judged(lambda config: config, "--epochs", "3") == TrainConfig(epochs=3)
 
 
 @few
 @given(BYTES | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_file_as_settings(folder, content):
-    assert read_config(folder, content) is None
+    assert read_config(folder, content) in (None, TrainConfig())  # {} has all defaults
 
 
 @few
@@ -123,7 +123,7 @@ def test_any_file_as_settings(folder, content):
 @example({}, {"two\nlines": 3}, [])
 @example({"data_dir": "\ud800"}, {}, [])
 def test_settings_that_are_almost_right(folder, changed, more, edits):
-    read_config(folder, edited(json.dumps({**Config().to_json(), **changed, **more}).encode(), edits))
+    read_config(folder, edited(json.dumps({**TrainConfig().to_json(), **changed, **more}).encode(), edits))
 
 
 @few
@@ -148,7 +148,7 @@ def test_any_command_line(folder, argv):
     except SystemExit as ended:
         code = ended.code
     assert code in (None, 0)
-    assert (code == 0) == shown.getvalue().startswith("usage: ")
+    assert (code == 0) == shown.getvalue().startswith(("usage: ", "s10-resnet"))
 
 
 @few
@@ -156,14 +156,25 @@ def test_any_command_line(folder, argv):
 def test_any_value_of_any_flag(name, text):
     config = judged(lambda config: config, f"--{name.replace('_', '-')}={text}")
     if config is not None:
-        assert flags.line(config).isprintable() or "dir" in name
+        assert getattr(config, name) == arguments.parse_args(TrainConfig, [f"{flag(name)}={text}"])[name]
+
+
+@few
+@given(
+    st.sampled_from([SweepConfig, CompareConfig, PredictConfig]),
+    st.lists(TYPED | st.sampled_from(["max-lr=1e-3", "flip=none,random"]), max_size=3),
+)
+def test_any_positional_arguments(settings_class, argv):
+    required = ["--checkpoint", "run"] if settings_class is PredictConfig else []
+    with contextlib.suppress(InputError):
+        settings_class(**arguments.parse_args(settings_class, [*required, *argv]))
 
 
 @few
 @given(BYTES, BYTES)
 def test_any_file_as_a_checkpoint(folder, content, state):
     assert read_checkpoint(folder, content) is None
-    assert read_checkpoint(folder, content + checkpoint._seal(content)) is None
+    assert read_checkpoint(folder, content + serialization._digest(content)) is None
     assert read_checkpoint(folder, archive({"a/data.pkl": state, "a/version": b"3\n"})) is None
 
 
@@ -171,7 +182,7 @@ def test_any_file_as_a_checkpoint(folder, content, state):
 @given(EDITS, st.sampled_from(["data.pkl", "byteorder", "data/0", "version"]), EDITS)
 def test_a_forged_checkpoint(folder, real, edits, name, inner):
     body = edited(real.read_bytes()[:-71], edits)
-    read_checkpoint(folder, body + checkpoint._seal(body))
+    read_checkpoint(folder, body + serialization._digest(body))
     with zipfile.ZipFile(real) as file:
         parts = {entry: file.read(entry) for entry in file.namelist()}
     forged = {entry: edited(part, inner) if entry.endswith(name) else part for entry, part in parts.items()}
@@ -179,9 +190,9 @@ def test_a_forged_checkpoint(folder, real, edits, name, inner):
 
 
 def archive(parts):
-    """What `torch.load` takes for a file of `torch.save`, with a seal."""
+    """Returns an archive like those of `torch.save`, with a digest."""
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as written:
         for name, content in parts.items():
             written.writestr(name, content)
-    return body.getvalue() + checkpoint._seal(body.getvalue())
+    return body.getvalue() + serialization._digest(body.getvalue())

@@ -1,1 +1,1 @@
-"""The scripts under torture: killed, starved, lied to. Each check is a row of one table; ``make stress`` runs all."""
+"""Fault injection: the scripts are killed, starved of resources and given damaged files. ``make stress`` runs all."""

@@ -1,4 +1,4 @@
-"""Files and command lines that mean harm, or have come to it."""
+"""Damaged and malicious files, and bad command lines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import shlex
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 
 from s10_resnet import cli
-from s10_resnet.settings import flag
-from s10_resnet.utils import serialization as checkpoint
+from s10_resnet.config import Settings, flag, is_positional
+from s10_resnet.utils import serialization
 from s10_resnet.utils.serialization import CheckpointError
 from tests.stress.lab import REPOSITORY, Lab, Row, Script
 
@@ -29,7 +29,7 @@ def damage(lab: Lab, flips: int, cuts: int) -> Iterator[Row]:
     def refused(content: bytes) -> bool:
         path.write_bytes(content)
         try:
-            checkpoint.load(path)
+            serialization.load(path)
         except CheckpointError as error:
             return str(path) in str(error)
         return False
@@ -63,7 +63,7 @@ class Hostile:
 
 
 def malice(lab: Lab) -> Iterator[Row]:
-    """Files made to run code, in every place where the scripts read one."""
+    """Files that run code when they are unpickled, wherever the scripts read one."""
     lab.reference()
     witness, root = lab.folder / "EXECUTED", lab.folder / "malice"
     code = Hostile(witness)
@@ -75,20 +75,20 @@ def malice(lab: Lab) -> Iterator[Row]:
         change(run)
         return ["scripts/train.py", "--resume", run]
 
-    def sealed(content: dict) -> Callable[[Path], None]:
-        return lambda run: checkpoint.save(run / "checkpoint.pt", content)
+    def with_digest(content: dict) -> Callable[[Path], None]:
+        return lambda run: serialization.save(run / "checkpoint.pt", content)
 
     def plain(run: Path) -> None:
         torch.save({"state": code}, run / "checkpoint.pt")
 
     def bare(run: Path) -> None:
         body = pickle.dumps(code)
-        (run / "checkpoint.pt").write_bytes(body + checkpoint._seal(body))
+        (run / "checkpoint.pt").write_bytes(body + serialization._digest(body))
 
     def legacy(run: Path) -> None:
         torch.save({"state": code}, run / "raw.pt", _use_new_zipfile_serialization=False)
         body = (run / "raw.pt").read_bytes()
-        (run / "checkpoint.pt").write_bytes(body + checkpoint._seal(body))
+        (run / "checkpoint.pt").write_bytes(body + serialization._digest(body))
 
     def settings(content: str | bytes) -> Callable[[Path], None]:
         return lambda run: (run / "config.json").write_bytes(
@@ -111,23 +111,24 @@ def malice(lab: Lab) -> Iterator[Row]:
 
     climbing, linked = tarfile.TarInfo("../../EXECUTED"), tarfile.TarInfo("cifar-10-batches-py")
     linked.type, linked.linkname = tarfile.SYMTYPE, str(lab.folder)
-    whole_config = json.loads((lab.folder / "reference-0" / "config.json").read_text())
+    config = json.loads((lab.folder / "reference-0" / "config.json").read_text())
     commands = {
         "a checkpoint with code, as torch writes it": run_with("plain", plain),
-        "the same, sealed": run_with("sealed", sealed({"state": code})),
+        "the same with a digest": run_with("sealed", with_digest({"state": code})),
         "code among the settings of a checkpoint": run_with(
-            "settings", sealed({"state": {}, "max_lr": 0.1, "config": code, "dataset": "synthetic", "environment": {}})
+            "settings",
+            with_digest({"state": {}, "max_lr": 0.1, "config": code, "dataset": "synthetic", "environment": {}}),
         ),
-        "a bare pickle, sealed": run_with("bare", bare),
-        "torch's old format, sealed": run_with("legacy", legacy),
+        "a bare pickle with a digest": run_with("bare", bare),
+        "torch's old format with a digest": run_with("legacy", legacy),
         "settings that are code": run_with("config-code", settings("__import__('os').system('touch EXECUTED')")),
         "settings that are a pickle": run_with("config-pickle", settings(pickle.dumps(code))),
         "settings that lead out of the folder": run_with(
-            "config-name", settings(json.dumps({**whole_config, "name": "../../x"}))
+            "config-name", settings(json.dumps({**config, "name": "../../x"}))
         ),
         "settings nested without end": run_with("config-deep", settings("[" * 100_000)),
         "settings with a field more": run_with(
-            "config-more", settings(json.dumps({**whole_config, "__class__": "os.system"}))
+            "config-more", settings(json.dumps({**config, "__class__": "os.system"}))
         ),
         **{f"{name} with code": data_with(name) for name in ("data_batch_1", "test_batch", "batches.meta")},
         "an archive that climbs out": archive_with("climbing", climbing),
@@ -174,16 +175,16 @@ def tampering(lab: Lab, source: Path | None) -> Iterator[Row]:
                 if how == "changed":
                     content[len(content) // 2] ^= 1
                 (folder / file).write_bytes(content if how == "changed" else content[:-1])
-        quick = shlex.split("--limit 60 --batch-size 20 --epochs 1")  # if it is not refused
+        quick = shlex.split("--max-train-samples 60 --batch-size 20 --epochs 1")  # if it is not refused
         command = ["scripts/train.py", *quick, "--data-dir", folder.parent, "--output-dir", lab.folder / "out"]
         end = Script(lab, command).ended()
         shutil.rmtree(folder.parent)
-        named = f"{name} is not the official file" if source else "data_batch_1 is not the official file"
+        named = f"{name} is damaged" if source else "data_batch_1 is damaged"
         return "" if end.one_line(2) and named in end.err else f"{name} {how}: {end.err[-300:]}"
 
     items = [(name, how) for name in names for how in ("changed", "cut short")]
     problems = [problem for problem in lab.each(refused, items) if problem]
-    what = "data files with one byte changed or missing: refused by name" + ("" if source else " (no real data here)")
+    what = "data files with one byte changed or cut off: refused by name" + ("" if source else " (no real data here)")
     yield Row("6", what, len(items), len(items) - len(problems), "", tuple(problems))
 
 
@@ -195,14 +196,18 @@ stray
 --no-epochs
 --deterministic=yes
 --flip yes
---optimizer-betas 0.9
---optimizer-betas 0.9 0.99 0.999
+--limit 60
+--rotation 15
+--runs 3
+--cutout 8
+--betas 0.9
+--betas 0.9 0.99 0.999
 --max-lr fast
 --max-lr -1e-3
 --max-lr 1e-400
 --workers some
 --workers -1
---finder-start-lr 1 --finder-end-lr 0.1
+--lr-finder-start-lr 1 --lr-finder-end-lr 0.1
 --name ../x
 --name .x
 --name a/b
@@ -210,11 +215,11 @@ stray
 --device cuda:77
 --precision fp16 --device cpu
 --seed 4294967296
---limit 9
+--max-train-samples 9
 --data-dir README.md
 --dataset synthetic --batch-size 10001
 --dataset synthetic --val-size 10000
---dataset synthetic --limit 10 --batch-size 11
+--dataset synthetic --max-train-samples 10 --batch-size 11
 --dataset synthetic --output-dir README.md/x
 --resume
 --resume ''
@@ -224,7 +229,7 @@ stray
 """.strip().splitlines()
 
 
-# What each of the other commands takes; the values to try come after it.
+# A good command line of each of the other commands, to which the bad values are added.
 GOOD = {
     "evaluate": "--checkpoint {run}/last.pt",
     "predict": "--checkpoint {run}/last.pt {run}/curves.png",
@@ -265,9 +270,9 @@ sweep --dataset synthetic max-lr=
 sweep --dataset synthetic max-lr=1e-3,
 sweep --dataset synthetic no-such=1
 sweep --dataset synthetic seed=1
-sweep --dataset synthetic cutout=4 'flip=maybe cutout=6'
+sweep --dataset synthetic cutout-size=4 'flip=maybe cutout-size=6'
 sweep --dataset synthetic batch-size=5001
-sweep --dataset synthetic rotation=5 --augment-on device
+sweep --dataset synthetic color-jitter=0.5 --augment-on device
 sweep --dataset auto
 sweep --tensorboard
 sweep --resume
@@ -276,43 +281,62 @@ sweep --resume {run}
 benchmark stray
 benchmark --quick --dataset auto
 benchmark --quick --dataset cifar10 --data-dir README.md
-benchmark --dataset synthetic --limit 60 --batch-size 61
+benchmark --dataset synthetic --max-train-samples 60 --batch-size 61
 benchmark --quick --dataset synthetic --augment-on device --workers 2
 """.strip().splitlines()
 
 
-def bad_command_lines(lab: Lab, trainings: tuple[str, ...] = ("train", "find_lr")) -> Iterator[Row]:
-    """Values that no flag takes, made from the flags' kinds, and some by hand."""
-    values = {
-        "whole": ["x", "1.5", "-1", "1e3", "", "9" * 30],
-        "number": ["x", "nan", "inf", "-1", "1,5", ""],
-        "word": ["?", "no such word", "\u0130"],
-    }
+BAD_VALUES: dict[type, list[str]] = {
+    int: ["x", "1.5", "-1", "1e3", "", "9" * 30],
+    float: ["x", "nan", "inf", "-1", "1,5", ""],
+    str: ["?", "no such word", "\u0130"],
+}
+GOOD_VALUES = {("max_train_samples", "9" * 30)}  # more than there are: all are used
 
-    def kind(item: object) -> str:
-        parse = item.metadata["knob"].parse
-        return {int: "whole", float: "number"}.get(parse, "word" if parse is str else "")
 
-    def generated(command: str) -> list[list[str]]:
-        return [
-            [flag(item.name), *[value] * (item.metadata["knob"].count or 1)]
-            for item in fields(cli.COMMANDS[command].settings)
-            for value in values.get(kind(item), [])
-            if (item.name, value) not in (("limit", "9" * 30), ("name", ""))  # these are good
-        ]
+def kind(annotation: Any) -> type:
+    """Returns the type of the values of a field: of a number the number's, ``str`` for words."""
+    members = [kind(member) for member in get_args(annotation) if member is not type(None)]
+    if get_origin(annotation) is Literal:
+        return str
+    return next((member for member in members if member in BAD_VALUES), annotation) if members else annotation
 
+
+def generated(settings: type[Settings]) -> list[list[str]]:
+    """Returns flags with values that they do not allow."""
+    flags = []
+    for name, field in settings.model_fields.items():
+        if is_positional(field) or name in settings.HIDDEN:
+            continue
+        count = len(get_args(field.annotation)) if get_origin(field.annotation) is tuple else 1
+        for value in BAD_VALUES.get(kind(field.annotation), []):
+            if (name, value) not in GOOD_VALUES:
+                flags.append([flag(name), *[value] * count])
+    return flags
+
+
+def bad_command_lines(lab: Lab, stride: int) -> Iterator[Row]:
+    """Values that no flag allows, generated from the settings, and bad lines by hand; every ``stride``-th of them."""
     lab.reference()
     run = lab.folder / "reference-0"
     commands = [
         (f"{command}.py", line)
-        for command in trainings
-        for line in [*(["--dataset", "synthetic", *line] for line in generated(command)), *map(shlex.split, BY_HAND)]
+        for command in ("train", "find_lr")
+        for line in [
+            *(["--dataset", "synthetic", *line] for line in generated(cli.COMMANDS[command].settings)),
+            *map(shlex.split, BY_HAND),
+        ]
     ]
     for command, good in GOOD.items():
-        commands += [(f"{command}.py", [*shlex.split(good.format(run=run)), *line]) for line in generated(command)]
+        commands += [
+            (f"{command}.py", [*shlex.split(good.format(run=run)), *line])
+            for line in generated(cli.COMMANDS[command].settings)
+        ]
     for line in BY_HAND_AFTER:
         command, *argv = shlex.split(line.format(run=run))
         commands.append((f"{command}.py", argv))
+
+    commands = commands[::stride]
 
     def trial(item: tuple[int, tuple[str, list[str]]]) -> str:
         number, (script, line) = item
@@ -321,8 +345,8 @@ def bad_command_lines(lab: Lab, trainings: tuple[str, ...] = ("train", "find_lr"
         end = Script(lab, [f"scripts/{script}", *out, *line]).ended()
         if (lab.folder / f"bad-{number}").exists():
             return f"{script} {shlex.join(line)}: left a folder"
-        kind = "Traceback" if "Traceback" in end.err else f"exit code {end.code}"
-        return "" if end.one_line(2) and not end.out else f"{script} {shlex.join(line)}: {kind}: {end.err[-200:]}"
+        how = "Traceback" if "Traceback" in end.err else f"exit code {end.code}"
+        return "" if end.one_line(2) and not end.out else f"{script} {shlex.join(line)}: {how}: {end.err[-200:]}"
 
     problems = [problem for problem in lab.each(trial, enumerate(commands)) if problem]
     what = "bad command lines: one line, exit code 2, no folder"

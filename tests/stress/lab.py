@@ -1,4 +1,4 @@
-"""Where the torture happens: starts the scripts, watches them, and looks for what they leave."""
+"""Starts the scripts, watches them, and finds what they leave behind."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from s10_resnet.utils import serialization as checkpoint
+from s10_resnet.utils import serialization
 from tests.outcome import outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = "--dataset synthetic --limit 60 --batch-size 20 --epochs 4 --checkpoint-every-minutes 0.02"  # 12 steps, 1.2 s
+SMALL = "--dataset synthetic --max-train-samples 60 --batch-size 20 --epochs 4 --checkpoint-every-minutes 0.02"  # 1.2 s
 STEPS = 12
 TIMEOUT = 240.0
 LANES = 2
 
 
 class Row(NamedTuple):
-    """What a check came to: its number in the issue's list, how often it was tried and held, and a figure or remark."""
+    """The result of a check: its number, how often it was tried and how often it held, and a figure or remark."""
 
     number: str
     what: str
@@ -54,7 +54,7 @@ class Ended(NamedTuple):
 
 
 class Script:
-    """A script in a process group of its own, with one thread for its numbers."""
+    """A script in a process group of its own, with one thread."""
 
     def __init__(
         self, lab: Lab, arguments: Iterable[object], *, prefix: Iterable[str] = (), **environment: str
@@ -66,6 +66,7 @@ class Script:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(REPOSITORY),
                 "S10_DATA_DIR": "nowhere",
                 "TMPDIR": str(lab.temporary),
                 **environment,
@@ -131,19 +132,21 @@ class Lab:
         return Script(self, ["scripts/train.py", *flags], **options)
 
     def resume(self, run: Path, *more: object, **options: Any) -> Script:
-        """Goes on with one."""
+        """Resumes a run."""
         return Script(self, ["scripts/train.py", "--resume", run, *more], **options)
 
-    def train_noted(self, name: str, settings: str, *more: object, **options: Any) -> tuple[Script, Callable[[], int]]:
-        """Starts a run whose steps can be asked for, even after a kill."""
-        note = self.folder / f"{name}.note"
-        note.write_text("0")
+    def train_counted(
+        self, name: str, settings: str, *more: object, **options: Any
+    ) -> tuple[Script, Callable[[], int]]:
+        """Starts a run whose number of steps can be read, even after a kill."""
+        steps_file = self.folder / f"{name}.steps"
+        steps_file.write_text("0")
         flags = [*shlex.split(settings), *more, "--output-dir", self.folder, "--name", name]
-        script = Script(self, ["tests/stress/noted_train.py", *flags], S10_NOTE=str(note), **options)
-        return script, lambda: int(note.read_text() or 0)
+        script = Script(self, ["tests/stress/counted_train.py", *flags], S10_STEPS_FILE=str(steps_file), **options)
+        return script, lambda: int(steps_file.read_text() or 0)
 
     def reference(self, settings: str = SMALL) -> list:
-        """What the same run comes to when nothing happens to it."""
+        """Returns the outcome of the same run without interruption."""
         if settings not in self.references:
             name = f"reference-{len(self.references)}"
             ended = self.train(name, settings).ended()
@@ -153,12 +156,12 @@ class Lab:
         return self.references[settings]
 
     def each(self, trial: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """Runs trials side by side, one a core."""
+        """Runs trials in parallel, one per core."""
         with ThreadPoolExecutor(LANES) as lanes:
             return list(lanes.map(trial, items))
 
     def orphans(self) -> list[int]:
-        """Processes that are left of those started here, workers included; zombies are nobody's work any more."""
+        """Returns the running processes of those started here, workers included; zombies do not run."""
         left = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -170,22 +173,21 @@ class Lab:
         return left
 
     def leftovers(self) -> list[str]:
-        """Temporary files in the runs that were gone on with, in the system's folder for them, and in shared memory."""
+        """Returns temporary and lock files in the runs, temporary folders, and blocks of shared memory."""
         found = [str(path.relative_to(self.folder)) for path in self.folder.rglob(".*")]
-        found += [
-            path.name for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")
-        ]  # a cache
+        cache = "torchinductor"
+        found += [path.name for path in self.temporary.iterdir() if not path.name.startswith(cache)]
         return found + sorted(self.shared_memory() - self.shared_before)
 
     @staticmethod
     def shared_memory() -> set[str]:
-        """Names of torch's files there."""
+        """Returns the names of torch's blocks."""
         return {path.name for path in Path("/dev/shm").glob("torch_*")}
 
 
-def whole(run: Path) -> int | None:
-    """The step that a run's newest checkpoint was written after; None if there is none that can be read."""
+def saved_step(run: Path) -> int | None:
+    """Returns the step of a run's newest checkpoint; None if there is none."""
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         if (run / name).exists():
-            return checkpoint.load(run / name)["state"]["step"]  # a damaged one is an error, not a reason to look on
+            return serialization.load(run / name)["state"]["step"]  # a damaged one is an error, not a reason to look on
     return None

@@ -1,4 +1,4 @@
-"""What the machine can do to a run, and what is left of it all."""
+"""Failures of the machine, and what all the checks leave behind."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.outcome import outcome
-from tests.stress.lab import SMALL, Ended, Lab, Row, Script, whole
+from tests.stress.lab import SMALL, Ended, Lab, Row, Script, saved_step
 
 
 def machine(lab: Lab) -> Iterator[Row]:
-    """What the machine can do to a run: a full disk, a full /dev/shm, a killed worker, a killed rank."""
+    """A full disk, a full /dev/shm, a killed worker, a killed rank."""
     lab.reference()
     results = lab.each(lambda check: check(lab), [_full_disk, _full_shared_memory, _killed_worker])
     results.append(_killed_rank(lab))
     problems = [problem for problem in results if problem]
-    what = "full disk, full /dev/shm, killed worker, killed rank: one line, checkpoint whole, goes on to the same bits"
+    what = "full disk, full /dev/shm, killed worker, killed rank: one line, checkpoint intact, resumed bit-identical"
     yield Row("12", what, len(results), len(results) - len(problems), "", tuple(problems))
 
 
-def _goes_on(lab: Lab, run: Path, wanted: list) -> str:
+def _resumes(lab: Lab, run: Path, wanted: list) -> str:
     end = lab.resume(run, "--workers", 0).ended()
     return "" if end.code == 0 and outcome(run) == wanted else f"{run.name}: {end.code} {end.err[-300:]}"
 
 
 def _full_disk(lab: Lab) -> str:
-    """A disk for two checkpoints and no third, which only this process sees."""
+    """A disk that only this process sees, with space for two checkpoints and not for a third."""
     run = lab.folder / "disk" / "run"
     run.parent.mkdir()
     kept = lab.folder / "kept"
@@ -40,13 +40,13 @@ def _full_disk(lab: Lab) -> str:
     end = _in_namespace(lab, command)
     if not end.one_line(1) or "No space left on device; free some space" not in end.err:
         return f"full disk: exit code {end.code}: {end.err[-300:]}"
-    if not whole(kept) or list(kept.glob(".*")):
+    if not saved_step(kept) or list(kept.glob(".*")):
         return "full disk: no checkpoint, or a temporary file"
-    return _goes_on(lab, kept, lab.reference())
+    return _resumes(lab, kept, lab.reference())
 
 
 def _full_shared_memory(lab: Lab) -> str:
-    """A /dev/shm for two batches of the eight that are made beforehand."""
+    """A /dev/shm with space for two of the eight prefetched batches."""
     command = (
         "mount -t tmpfs -o size=160k none /dev/shm && "
         f'"$0" scripts/train.py {SMALL} --workers 2 --output-dir {lab.folder} --name shm'
@@ -54,7 +54,7 @@ def _full_shared_memory(lab: Lab) -> str:
     end = _in_namespace(lab, command)
     if not end.one_line(1) or "--workers 0" not in end.err:
         return f"full /dev/shm: exit code {end.code}: {end.err[-300:]}"
-    return _goes_on(lab, lab.folder / "shm", lab.reference())
+    return _resumes(lab, lab.folder / "shm", lab.reference())
 
 
 def _in_namespace(lab: Lab, command: str) -> Ended:
@@ -65,19 +65,19 @@ def _in_namespace(lab: Lab, command: str) -> Ended:
 
 def _killed_worker(lab: Lab) -> str:
     (lab.folder / "worker-tmp").mkdir()
-    # What a worker that is killed itself leaves of its sockets, nobody can know of.
-    script, steps = lab.train_noted("worker", SMALL, "--workers", 2, TMPDIR=str(lab.folder / "worker-tmp"))
+    # A folder of its own: nobody can remove the sockets of a worker that is killed itself.
+    script, steps = lab.train_counted("worker", SMALL, "--workers", 2, TMPDIR=str(lab.folder / "worker-tmp"))
     script.wait_until(lambda: steps() >= 4)
     children = Path(f"/proc/{script.process.pid}/task/{script.process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     end = script.ended()
-    if not end.one_line(1) or "a worker was killed" not in end.err or not whole(lab.folder / "worker"):
+    if not end.one_line(1) or "a worker was killed" not in end.err or not saved_step(lab.folder / "worker"):
         return f"killed worker: exit code {end.code}: {end.err[-300:]}"
-    return _goes_on(lab, lab.folder / "worker", lab.reference())
+    return _resumes(lab, lab.folder / "worker", lab.reference())
 
 
 def _killed_rank(lab: Lab) -> str:
-    """torchrun starts both again, and they go on to the bits of two that nothing happened to."""
+    """torchrun restarts both ranks; the result is that of two ranks that were not interrupted."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     runs, elsewhere = [lab.folder / "ranks", lab.folder / "rank-killed"], lab.folder / "ranks-tmp"
     elsewhere.mkdir()  # for torchrun's own logs
@@ -92,16 +92,23 @@ def _killed_rank(lab: Lab) -> str:
         end = script.ended()
         if end.code or "Traceback" in end.out + end.err:
             return f"killed rank: exit code {end.code}: {end.err[-300:]}"
-    return "" if outcome(runs[0]) == outcome(runs[1]) else "killed rank: other bits"
+    return "" if outcome(runs[0]) == outcome(runs[1]) else "killed rank: a different result"
 
 
 def remains(lab: Lab) -> Iterator[Row]:
-    """What is left of it all."""
-    end = time.monotonic() + 15  # a worker looks for its parent every 5 s
+    """Processes and files that the checks before have left behind."""
+    end = time.monotonic() + 15  # a worker checks for its parent every 5 s
     while lab.orphans() and time.monotonic() < end:
         time.sleep(0.5)
     found = {"orphans": lab.orphans(), "temporary files": lab.leftovers(), "hangs": lab.hung}
     problems = tuple(f"{what}: {left}" for what, left in found.items() if left)
     remark = ", ".join(f"{what}: {len(left)}" for what, left in found.items())
     started = len(lab.sessions)
-    yield Row("11", f"left of the {started} processes: nothing", started, started - len(problems), remark, problems)
+    yield Row(
+        "11",
+        f"{started} processes: none left running, no temporary file, none hung",
+        started,
+        started - len(problems),
+        remark,
+        problems,
+    )

@@ -1,4 +1,4 @@
-"""Whoever augments, the draws and the weights are the same."""
+"""With any number of workers, augmentation and weights are the same."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 from s10_resnet.data import synthetic
 from s10_resnet.data.dataset import Split
-from s10_resnet.data.loader import AugmentedBatches, Plans, running, train_loader
-from s10_resnet.utils import serialization as checkpoint
+from s10_resnet.data.loader import AugmentedBatches, StatelessBatchSampler, create_loader, iterate_batches
+from s10_resnet.utils import serialization
 from tests.stress.lab import SMALL, Lab, Row
 
 
 def worker_counts(lab: Lab, counts: tuple[int, ...]) -> Iterator[Row]:
-    """The same weights, whoever augments."""
+    """The same weights with any number of workers."""
 
     def digest(workers: int) -> str:
         end = lab.train(f"workers-{workers}", SMALL, "--workers", workers).ended()
         if end.code:
             return end.err
-        model = checkpoint.load(lab.folder / f"workers-{workers}" / "last.pt")["model"]
+        model = serialization.load(lab.folder / f"workers-{workers}" / "last.pt")["model"]
         return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.values())).hexdigest()
 
     digests = lab.each(digest, counts)
@@ -36,26 +36,28 @@ def worker_counts(lab: Lab, counts: tuple[int, ...]) -> Iterator[Row]:
 
 
 def draws(lab: Lab, workers: tuple[int, ...], epochs: int) -> Iterator[Row]:
-    """No batch's augmentation is drawn twice, and every number of workers draws the same.
+    """No two batches are augmented alike, and the augmentation is the same with any number of workers.
 
-    One picture all over, every pixel telling its place: batches alike could only come from draws alike.
+    All images are the same one, in which every pixel has its own colour: equal batches mean equal random numbers.
     """
     y, x = np.mgrid[:32, :32].astype(np.uint8)
     image = np.stack([y, x, y + x], axis=-1)
     split = Split(np.repeat(image[None], 320, axis=0), np.zeros(320, np.int64), synthetic.CLASSES)
-    augmented = AugmentedBatches(split, crop_padding=4, flip="random", cutout=8)
+    augmented = AugmentedBatches(split, crop_padding=4, flip="random", cutout_size=8)
     sequences = []
     for count in workers:
-        loader = train_loader(augmented, Plans(320, 16, epochs, seed=lab.seed % 2**32), workers=count, pin_memory=False)
-        with running(loader) as batches:
+        loader = create_loader(
+            augmented, StatelessBatchSampler(320, 16, epochs, seed=lab.seed % 2**32), workers=count, pin_memory=False
+        )
+        with iterate_batches(loader) as batches:
             sequences.append([images.numpy().tobytes() for images, _ in batches])
     duplicates = sum(len(sequence) - len(set(sequence)) for sequence in sequences)
     alike = sum(sequence == sequences[0] for sequence in sequences)
     drawn = sum(map(len, sequences))
-    problems = () if alike == len(workers) else (f"{len(workers) - alike} numbers of workers drew something else",)
+    problems = () if alike == len(workers) else (f"{len(workers) - alike} numbers of workers augmented differently",)
     yield Row(
         "10",
-        f"draws of batches over {len(workers)} numbers of workers and {epochs} epochs: none twice",
+        f"augmented batches over {len(workers)} numbers of workers and {epochs} epochs: no two equal",
         drawn,
         drawn - duplicates,
         f"duplicates: {duplicates}",

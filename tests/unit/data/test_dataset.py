@@ -1,51 +1,57 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from s10_resnet.data import dataset as data
+from s10_resnet.data.dataset import Split, load_synthetic, train_val_split
 from s10_resnet.errors import InputError
 
 
-def test_hold_out_takes_of_every_class_its_share(split):
-    rest, held = data.hold_out(split, 20)
-    assert np.bincount(held.labels).tolist() == [2] * 10
-    assert np.bincount(rest.labels).tolist() == [3] * 10
-    pictures = [image.tobytes() for part in (rest, held) for image in part.images]
-    assert sorted(pictures) == sorted(image.tobytes() for image in split.images)
+def test_a_subset_keeps_images_and_labels_together(split):
+    indices = np.array([7, 3, 3])
+    subset = split.subset(indices)
+    np.testing.assert_array_equal(subset.images, split.images[indices])
+    np.testing.assert_array_equal(subset.labels, split.labels[indices])
+    assert subset.classes == split.classes
+    assert len(split.subset(slice(10)).labels) == 10
 
 
-def test_hold_out_keeps_images_and_labels_together(split):
-    label_of = {image.tobytes(): label for image, label in zip(split.images, split.labels, strict=True)}
-    for part in data.hold_out(split, 15):
-        assert [label_of[image.tobytes()] for image in part.images] == part.labels.tolist()
+def test_the_validation_split_is_stratified_and_disjoint(split):
+    train, val = train_val_split(split, 20)
+    assert np.bincount(val.labels).tolist() == [2] * 10
+    assert np.bincount(train.labels).tolist() == [3] * 10
+    images = [image.tobytes() for part in (train, val) for image in part.images]
+    assert sorted(images) == sorted(image.tobytes() for image in split.images)
 
 
-def test_hold_out_is_proportional_where_classes_are_not_equal():
+def test_the_validation_split_keeps_labels_and_order(split):
+    index = {image.tobytes(): i for i, image in enumerate(split.images)}
+    for part in train_val_split(split, 15):
+        indices = [index[image.tobytes()] for image in part.images]
+        assert indices == sorted(indices)
+        assert split.labels[indices].tolist() == part.labels.tolist()
+
+
+def test_unequal_classes_are_split_in_proportion():
     labels = np.repeat([0, 1], [80, 20])
     images = np.zeros((100, 32, 32, 3), np.uint8)
-    assert np.bincount(data.hold_out(data.Split(images, labels, ("a", "b")), 10)[1].labels).tolist() == [8, 2]
+    assert np.bincount(train_val_split(Split(images, labels, ("a", "b")), 10)[1].labels).tolist() == [8, 2]
 
 
-def test_hold_out_is_the_same_every_time(split):
-    np.testing.assert_array_equal(data.hold_out(split, 20)[1].images, data.hold_out(split, 20)[1].images)
-    assert not np.array_equal(data.hold_out(split, 20)[1].images, data.hold_out(split, 20, seed=1)[1].images)
+def test_the_validation_split_never_moves(split):
+    labels = np.arange(100) % 10
+    images = np.zeros((100, 1, 1, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(100)
+    numbered = Split(images, labels, split.classes)
+    assert train_val_split(numbered, 10)[1].images[:, 0, 0, 0].tolist() == [5, 8, 9, 20, 36, 37, 81, 82, 93, 94]
+    assert not np.array_equal(train_val_split(numbered, 10, seed=1)[1].images, train_val_split(numbered, 10)[1].images)
 
 
 @pytest.mark.parametrize("size", [50, 51])
-def test_hold_out_leaves_something_to_train_on(split, size):
+def test_a_validation_split_of_everything_is_refused(split, size):
     with pytest.raises(InputError, match=f"--val-size {size}: must be below the number of training images, 50"):
-        data.hold_out(split, size)
+        train_val_split(split, size)
 
 
-def test_synthetic_draws_train_and_test_apart():
-    train, test = data.load_synthetic(20, 20)
+def test_synthetic_train_and_test_split_share_no_image():
+    train, test = load_synthetic(20, 20)
     assert train.images.shape == test.images.shape == (20, 32, 32, 3)
     assert {image.tobytes() for image in train.images}.isdisjoint(image.tobytes() for image in test.images)
-
-
-def test_the_stand_in_does_not_wait_for_torchvision():
-    code = "import sys; from s10_resnet.data import dataset as data; data.load('synthetic', None); "
-    code += "print('torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -1,21 +1,21 @@
-"""The drawn data set keeps its promises: shape, seed, balance, and no way around looking at the shapes."""
+"""The synthetic data set: types, seed, balance, and no shortcut to a class but its shape."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from s10_resnet.data.synthetic import CLASSES, draw
+from s10_resnet.data.synthetic import CLASSES, generate
 
 
 @pytest.fixture(scope="module")
 def train() -> tuple[np.ndarray, np.ndarray]:
-    return draw(4_000, seed=0)
+    return generate(4_000, seed=0)
 
 
 @pytest.fixture(scope="module")
 def test() -> tuple[np.ndarray, np.ndarray]:
-    return draw(1_000, seed=1)
+    return generate(1_000, seed=1)
 
 
 def ridge_accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], penalty: float) -> float:
@@ -39,19 +39,19 @@ def test_images_and_labels_have_the_promised_types_and_ranges(train):
 
 
 def test_a_seed_fixes_every_bit():
-    for first, second in zip(draw(53, seed=7), draw(53, seed=7), strict=True):
+    for first, second in zip(generate(53, seed=7), generate(53, seed=7), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
 def test_another_seed_shares_nothing(train):
-    (images, labels), (other_images, other_labels) = train, draw(4_000, seed=8)
+    (images, labels), (other_images, other_labels) = train, generate(4_000, seed=8)
     assert not np.array_equal(labels, other_labels)
     assert len({image.tobytes() for image in np.concatenate([images, other_images])}) == 8_000
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, 1_007])
 def test_classes_are_balanced_to_one_image(size):
-    counts = np.bincount(draw(size, seed=2)[1], minlength=10)
+    counts = np.bincount(generate(size, seed=2)[1], minlength=10)
     assert counts.sum() == size
     assert np.ptp(counts) <= 1
 

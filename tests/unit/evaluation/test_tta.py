@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from s10_resnet.evaluation import tta as views
-from s10_resnet.evaluation.tta import Averaged
-from s10_resnet.options import VIEWS
+from s10_resnet.config import EvaluateConfig
+from s10_resnet.evaluation.tta import TTA_VIEWS, TTAModel, tta_accuracies
 
 
 class Spy(nn.Module):
@@ -25,42 +24,39 @@ def images(noise_images):
     return torch.from_numpy(noise_images)
 
 
-@pytest.mark.parametrize(("down", "right"), [(1, 1), (-1, -1), (0, 0), (2, -3)])
-def test_a_shift_is_a_window_of_the_mirrored_surroundings(images, down, right):
-    padded = np.pad(images.numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
-    window = padded[:, 4 - down : 36 - down, 4 - right : 36 - right]
-    assert np.array_equal(views.shifted(images, down, right).numpy(), window)
+def shifted(images, pixels):
+    """A window of the reflected images."""
+    padded = np.pad(images.numpy(), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    return torch.from_numpy(padded[:, 1 - pixels : 33 - pixels, 1 - pixels : 33 - pixels])
 
 
-def test_a_mirror_exchanges_left_and_right(images):
-    assert np.array_equal(views.mirrored(images).numpy(), images.numpy()[:, :, ::-1])
-
-
-def test_what_each_shows(images):
-    up, down = (views.shifted(images, by, by) for by in (-1, 1))
+def test_the_views_of_each_kind_and_their_order(images):
+    up, down = (shifted(images, pixels) for pixels in (-1, 1))
     expected = {
         "none": [(1, images)],
         "flip": [(1 / 2, images), (1 / 2, images.flip(2))],
-        "six": [
+        "flip_shift": [
             (1 / 4, images),
             (1 / 4, images.flip(2)),
             *((1 / 8, view) for view in (up, up.flip(2), down, down.flip(2))),
         ],
     }
-    assert set(expected) == set(VIEWS) == set(views.VIEWS)
-    for name, parts in expected.items():
+    assert list(TTA_VIEWS) == list(expected)
+    assert all(EvaluateConfig(checkpoint="a", tta=name) for name in TTA_VIEWS)
+    for name, views in expected.items():
         spy = Spy()
-        logits = Averaged(spy, name)(images)
-        assert len(spy.seen) == len(parts)
-        assert all(torch.equal(seen, part) for seen, (_, part) in zip(spy.seen, parts, strict=True))
-        assert torch.allclose(logits, sum(weight * Spy()(part) for weight, part in parts), rtol=1e-6)
+        logits = TTAModel(spy, name)(images)
+        assert len(spy.seen) == len(views)
+        assert all(torch.equal(seen, view) for seen, (_, view) in zip(spy.seen, views, strict=True))
+        assert torch.allclose(logits, sum(weight * Spy()(view) for weight, view in views), rtol=1e-6)
+    assert torch.equal(TTAModel(Spy(), "none")(images), Spy()(images))
 
 
-def test_without_augmentation_the_logits_are_the_network_s(images):
-    assert torch.equal(Averaged(Spy(), "none")(images), Spy()(images))
-
-
-def test_the_mirror_pair_sees_no_difference_between_an_image_and_its_mirror_image(images):
-    for name in ("flip", "six"):
-        one, other = (Averaged(Spy(), name)(part) for part in (images, images.flip(2)))
-        assert torch.allclose(one, other) == (name == "flip")
+def test_accuracies_of_all_kinds(images, cpu):
+    labels = torch.arange(len(images)) % 2
+    expected = {}
+    for name, key in {"none": "accuracy", "flip": "accuracy_tta_flip", "flip_shift": "accuracy_tta_flip_shift"}.items():
+        predicted = TTAModel(Spy(), name)(images).argmax(1)
+        expected[key] = (predicted == labels).sum().item() / len(images)
+    assert tta_accuracies(Spy(), images, labels, cpu) == expected
+    assert len({*expected.values()}) > 1

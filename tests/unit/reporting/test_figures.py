@@ -1,27 +1,16 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from s10_resnet.reporting import figures as report
-from s10_resnet.reporting import plots
-from s10_resnet.training.loop import EpochRecord
-from s10_resnet.training.lr_finder import LRCurve, suggest
+from s10_resnet.reporting import figures, plots
 
-RECORD = EpochRecord(
-    epoch=1,
-    train_loss=1.0,
-    train_accuracy=0.6,
-    eval_loss=1.2,
-    eval_accuracy=0.5,
-    lr=1e-3,
-    train_seconds=1.0,
-    eval_seconds=1.0,
-    images_per_second=50.0,
-)
+METRICS = SimpleNamespace(epoch=1, train_loss=1.0, train_accuracy=0.6, eval_loss=1.2, eval_accuracy=0.5)
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What each plot function was called with, by its name; the pictures are drawn all the same."""
+    """What each plot function was called with, by its name; the figures are drawn all the same."""
     calls = {}
 
     def spied(name, original):
@@ -41,29 +30,30 @@ def names(folder):
 
 
 def test_the_plan(tmp_path, drawn, noise_images):
-    report.draw_plan(tmp_path, noise_images, ["cat"] * 20, [0.1, 0.2, 0.1, 0.0], 2, " (synthetic data)")
+    figures.draw_plan(tmp_path, noise_images, ["cat"] * 20, [0.1, 0.2, 0.1, 0.0], 2, dataset="synthetic")
     assert names(tmp_path) == ["lr_schedule.png", "samples.png"]
     for _, keywords in drawn.values():
         assert keywords["title"].endswith(" (synthetic data)")
     assert drawn["lr_schedule"][1]["steps_per_epoch"] == 2
 
 
-def test_the_results(tmp_path, drawn, split):
+@pytest.mark.parametrize(("dataset", "target"), [("synthetic", None), ("cifar10", 0.9)])
+def test_the_results(tmp_path, drawn, split, dataset, target):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 50)
-    probabilities[:30] = 0.95 * np.eye(10)[split.labels[:30]] + 0.005  # the first thirty are right
-    report.draw_results(tmp_path, [RECORD], split, "val", probabilities, " (synthetic data)")
-    assert names(tmp_path) == ["confusion.png", "curves.png", "mistakes.png"]
+    probabilities[:30] = 0.95 * np.eye(10)[split.labels[:30]] + 0.005  # the first thirty are correct
+    figures.draw_results(tmp_path, [METRICS], split, probabilities, eval_split="val", dataset=dataset)
+    assert names(tmp_path) == ["confusion.png", "curves.png", "misclassified.png"]
     for _, keywords in drawn.values():
-        assert keywords["title"].endswith(" (synthetic data)")
-    assert drawn["curves"][1]["split"] == "val"
+        assert keywords["title"].endswith(" (synthetic data)") == (dataset == "synthetic")
+    assert (drawn["curves"][1]["split"], drawn["curves"][1]["target"]) == ("val", target)
 
     predicted = probabilities.argmax(1)
     matrix = drawn["confusion"][0][0]
     for true in range(10):
-        for taken_for in range(10):
-            expected = sum(t == true and p == taken_for for t, p in zip(split.labels, predicted, strict=True))
-            assert matrix[true, taken_for] == expected
+        for other in range(10):
+            expected = sum(t == true and p == other for t, p in zip(split.labels, predicted, strict=True))
+            assert matrix[true, other] == expected
 
     (images, captions), _ = drawn["image_grid"]
     wrong = [i for i in range(50) if predicted[i] != split.labels[i]]
@@ -75,14 +65,12 @@ def test_the_results(tmp_path, drawn, split):
         assert caption == f"{pair}\n{100 * probabilities[i].max():.0f} %"
 
 
-def test_a_network_without_mistakes(tmp_path, split):
-    report.draw_results(tmp_path, [RECORD], split, "test", np.eye(10)[split.labels], "")
-    assert "mistakes.png" in names(tmp_path)
-
-
 def test_the_range_test(tmp_path, drawn):
     lrs = np.logspace(-6, 0, 100)
-    curve = LRCurve(lrs, 1 + (np.log10(lrs) + 2.5) ** 2)
-    report.draw_range_test(tmp_path, curve, suggest(curve), [], "")
+    losses = 1 + (np.log10(lrs) + 2.5) ** 2
+    found = {"suggestions": {"bowl": 3e-3}, "recommended": "bowl"}
+    figures.draw_range_test(tmp_path, lrs, losses, losses + 1, **found, dataset="synthetic")
     assert names(tmp_path) == ["lr_finder.png"]
-    assert drawn["lr_range"][1]["recommended"] == "bowl"
+    given, keywords = drawn["lr_range"]
+    np.testing.assert_array_equal(given, [lrs, losses, losses + 1])
+    assert keywords == {**found, "title": "Learning-rate range test (synthetic data)"}

@@ -1,5 +1,7 @@
 import math
 import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,9 +53,6 @@ def boxes(figure: Figure, artists: list) -> list:
     return [artist.get_window_extent() for artist in artists]
 
 
-# save
-
-
 def test_save_replaces_the_file_by_a_png_of_legible_size(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
@@ -66,29 +65,36 @@ def test_save_replaces_the_file_by_a_png_of_legible_size(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_save_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
-    def fail_midway(self, target, **_):
-        target.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Figure, "savefig", fail_midway)
-    path = tmp_path / "curves.png"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"):
-        plots.save(Figure(), path)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_save_does_not_clip_what_hangs_over_the_edge(tmp_path):
-    images = np.zeros((1, 32, 32, 3), np.uint8)
-    for name, title in (("short", ""), ("long", "A title that is wider than a single column")):
-        plots.save(plots.image_grid(images, ["cat"], title=title), tmp_path / name)
-    short, long = (struct.unpack(">I", (tmp_path / name).read_bytes()[16:20])[0] for name in ("short", "long"))
-    assert long > 2 * short
+DRAW = """
+import hashlib, sys
+from pathlib import Path
+from types import SimpleNamespace
+from s10_resnet.reporting import figures, html_report, model_card, plots, sweep_plots
+assert "matplotlib" not in sys.modules
+one = SimpleNamespace(epoch=1, train_loss=2.0, train_accuracy=0.5, eval_loss=1.5, eval_accuracy=0.6)
+figure = plots.curves([one], target=0.9, title="$x^{")
+plots.save(figure, Path("curves.png"))
+plots.save(plots.lr_range([1e-3, 1e-2], [1, 2], [1, 2], suggestions={}, recommended=None), Path("range.png"))
+Path("curves.svg").write_text(plots.to_svg(figure))
+assert "matplotlib.pyplot" not in sys.modules
+import matplotlib
+print(matplotlib.rcParams["text.usetex"], matplotlib.rcParams["lines.linewidth"])
+"""
 
 
-# curves
+def test_a_matplotlibrc_changes_no_picture_and_is_left_alone(tmp_path):
+    odd = "text.usetex: True\nlines.linewidth: 9\nfont.family: nonesuch\nsavefig.transparent: True\nbackend: TkAgg\n"
+    odd += "axes.facecolor: red\nfigure.constrained_layout.use: True\nsvg.fonttype: path\naxes.grid: True\n"
+    drawn = []
+    for name, rc, said in (("plain", "", "False 1.5\n"), ("odd", odd, "True 9.0\n")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "matplotlibrc").write_text(rc)  # in the working directory, where matplotlib looks first
+        command = [sys.executable, "-c", DRAW]
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, said, "")
+        drawn.append([(folder / file).read_bytes() for file in ("curves.png", "range.png", "curves.svg")])
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 24, 200])
@@ -106,14 +112,9 @@ def test_curves_show_every_record(tmp_path, count):
         ticks = axes.xaxis.get_major_locator()()
         assert all(float(tick).is_integer() for tick in ticks)
     assert len(loss.lines) == 2
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in loss.lines}
+    assert all(len(set(values)) == 2 for values in zip(*looks, strict=True))  # they can be told apart in grey
     plots.save(figure, tmp_path / "curves.png")
-
-
-def test_curves_tell_train_and_test_apart_in_grey():
-    _, accuracy = plots.curves(epochs(rising(24))).axes
-    train, test = (lines(accuracy)[label] for label in ("train (augmented)", "test"))
-    assert train.get_linestyle() != test.get_linestyle()
-    assert train.get_marker() != test.get_marker()
 
 
 def test_curves_mark_best_and_final():
@@ -127,59 +128,32 @@ def test_curves_mark_best_and_final():
     marks = lines(figure.axes[1])
     for label, point in (("best: 95.00 % (epoch 3)", (3, 95)), ("final: 93.75 % (epoch 4)", (4, 93.75))):
         np.testing.assert_allclose(marks[label].get_xydata(), [point])
+        assert not marks[label].get_clip_on()
+    ring, diamond = figure.axes[1].lines[-2:]  # which may lie on each other
+    assert ring.get_fillstyle() == "none"
+    assert ring.get_markersize() > 2 * diamond.get_markersize()
     assert figure.get_suptitle() == "Seed 7"
 
 
-def test_curves_best_is_the_first_of_equals():
-    assert "best: 95.00 % (epoch 1)" in legend(plots.curves(epochs([0.95, 0.9, 0.95])))
+@pytest.mark.parametrize(
+    ("accuracies", "labels"),
+    [
+        ([0.93], ["best = final: 93.00 % (epoch 1)"]),
+        ([0.5, 0.8, NAN], ["best: 80.00 % (epoch 2)", f"final: {DASH} (epoch 3)"]),
+        ([NAN, NAN], [f"best = final: {DASH} (epoch 2)"]),
+    ],
+)
+def test_curves_survive_nan(accuracies, labels):
+    figure = plots.curves(epochs(accuracies))
+    assert legend(figure)[2:] == labels
+    assert figure.axes[1].get_xlim()[1] > len(accuracies)  # a run that broke is not drawn as a shorter one
 
 
-def test_curves_best_shows_around_final_when_they_lie_on_each_other():
-    marks = plots.curves(epochs([0.9, 0.95, 0.949])).axes[1].lines[-2:]
-    best, final = marks
-    assert best.get_fillstyle() == "none"
-    assert best.get_markersize() > 2 * final.get_markersize()
-    assert not best.get_clip_on()
-    assert not final.get_clip_on()
-
-
-@pytest.mark.parametrize("accuracies", [[0.93], [0.5, 0.93]])
-def test_curves_have_one_label_when_best_is_final(accuracies):
-    labels = legend(plots.curves(epochs(accuracies)))
-    assert labels[2:] == [f"best = final: 93.00 % (epoch {len(accuracies)})"]
-
-
-def test_curves_survive_nan(tmp_path):
-    figure = plots.curves(epochs([0.5, 0.8, NAN, NAN]))
-    assert legend(figure)[2:] == ["best: 80.00 % (epoch 2)", f"final: {DASH} (epoch 4)"]
-    left, right = figure.axes[1].get_xlim()
-    assert left < 1
-    assert right > 4  # a run that broke is not drawn as a shorter one
-    plots.save(figure, tmp_path / "curves.png")
-
-
-def test_curves_without_any_number(tmp_path):
-    figure = plots.curves(epochs([NAN, NAN]))
-    assert legend(figure)[2:] == [f"best = final: {DASH} (epoch 2)"]
-    plots.save(figure, tmp_path / "curves.png")
-
-
-def test_curves_target_is_a_dashed_labelled_line_outside_the_curves():
+def test_curves_target_is_a_dashed_line_that_the_legend_explains():
     figure = plots.curves(epochs(rising(24)), target=0.9)
-    accuracy = figure.axes[1]
-    (target,) = [line for line in accuracy.lines if set(line.get_ydata()) == {90}]
+    (target,) = [line for line in figure.axes[1].lines if set(line.get_ydata()) == {90}]
     assert target.is_dashed()
-    assert words(accuracy) == ["90 %\ntarget"]
-    (label,) = boxes(figure, accuracy.texts)
-    assert label.x0 > accuracy.get_window_extent().x1
-    assert label.x1 <= figure.bbox.x1
-
-
-def test_curves_accuracy_axis_ends_at_100():
-    assert plots.curves(epochs([0.98, 1.0])).axes[1].get_ylim()[1] == 100
-
-
-# lr_schedule
+    assert "target: 90 %" in legend(figure)
 
 
 def test_lr_schedule_draws_every_step_and_marks_the_peak(tmp_path):
@@ -191,37 +165,22 @@ def test_lr_schedule_draws_every_step_and_marks_the_peak(tmp_path):
     np.testing.assert_allclose(peak.get_xydata(), [(2, 0.0123)])
     assert legend(figure) == ["peak 0.0123 at step 2 (epoch 1)"]
     assert figure.get_suptitle() == "One cycle"
+    assert not peak.get_clip_on()  # it may be at an edge
     plots.save(figure, tmp_path / "lr.png")
-
-
-def test_lr_schedule_counts_epochs_along_the_top():
-    figure = plots.lr_schedule([0.1] * 60, steps_per_epoch=20)
-    (epoch_axis,) = figure.axes[0].child_axes
+    (epoch_axis,) = axes.child_axes
     figure.draw_without_rendering()
     assert epoch_axis.get_xlim() == (0, 3)
     assert epoch_axis.get_xlabel() == "epoch"
-
-
-@pytest.mark.parametrize(("lrs", "step"), [([0.1], 0), ([0.1, 0.1, 0.1], 0), ([0.1, 0.2], 1), ([0.2, 0.1], 0)])
-def test_lr_schedule_peak_at_an_edge_is_not_clipped(tmp_path, lrs, step):
-    figure = plots.lr_schedule(lrs, steps_per_epoch=1)
-    peak = figure.axes[0].lines[1]
-    assert peak.get_xdata() == [step]
-    assert not peak.get_clip_on()
-    plots.save(figure, tmp_path / "lr.png")
-
-
-# image_grid
 
 
 def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-@pytest.mark.parametrize(("count", "columns", "shape"), [(1, 8, (1, 1)), (8, 8, (1, 8)), (11, 4, (3, 4))])
-def test_image_grid_shows_each_image_above_its_caption(count, columns, shape):
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (8, (1, 8)), (19, (3, 8))])
+def test_image_grid_shows_each_image_above_its_caption(count, shape):
     images = noise(count)
-    figure = plots.image_grid(images, [f"cat / dog\n{i} %" for i in range(count)], title="Mistakes", columns=columns)
+    figure = plots.image_grid(images, [f"cat / dog\n{i} %" for i in range(count)], title="Images")
     assert len(figure.axes) == count
     for i, axes in enumerate(figure.axes):
         np.testing.assert_array_equal(axes.images[0].get_array(), images[i])
@@ -230,21 +189,17 @@ def test_image_grid_shows_each_image_above_its_caption(count, columns, shape):
     corners = [axes.get_position() for axes in figure.axes]
     assert (len({round(c.y0, 6) for c in corners}), len({round(c.x0, 6) for c in corners})) == shape
     assert max(c.x1 for c in corners) > 0.9  # no room for columns that stay empty
-    if count > columns:
-        assert corners[columns].y0 < corners[0].y0
-        assert corners[columns].x0 == pytest.approx(corners[0].x0)
-
-
-def test_image_grid_gives_every_pixel_the_same_area():
-    figure = plots.image_grid(noise(3), ["a", "b", "c"])
+    if count > 8:
+        assert corners[8].y0 < corners[0].y0
+        assert corners[8].x0 == pytest.approx(corners[0].x0)
+    assert plots.image_grid(noise(0), [], title="Images").get_suptitle() == "Images\nno images"
     figure.set_dpi(plots.DPI)
-    for axes in figure.axes:
-        assert axes.get_window_extent().size / 32 == pytest.approx([5, 5])
+    assert figure.axes[0].get_window_extent().size / 32 == pytest.approx([5, 5])  # every pixel has the same area
 
 
 def test_image_grid_keeps_long_captions_apart():
     caption = "automobile / airplane\n100 %"
-    figure = plots.image_grid(noise(20), [caption] * 20, title="Mistakes")
+    figure = plots.image_grid(noise(20), [caption] * 20, title="Images")
     assert figure.axes[0].get_xlabel().split() == caption.split()
     texts = [axes.xaxis.label for axes in figure.axes]
     pictures = [axes.patch for axes in figure.axes]
@@ -254,21 +209,6 @@ def test_image_grid_keeps_long_captions_apart():
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0
-
-
-def test_image_grid_of_nothing_says_so(tmp_path):
-    figure = plots.image_grid(noise(0), [], title="Mistakes")
-    assert figure.get_suptitle() == "Mistakes\nnothing to show"
-    assert figure.axes == []
-    plots.save(figure, tmp_path / "grid.png")
-
-
-def test_image_grid_wants_a_caption_for_each_image():
-    with pytest.raises(ValueError, match="shorter"):
-        plots.image_grid(noise(2), ["cat"])
-
-
-# confusion
 
 
 def luminance(color) -> float:
@@ -281,59 +221,71 @@ MATRIX = np.array([[70, 30, 0], [0, 0, 0], [1, 2, 997]])
 CLASSES = ("cat", "dog", "automobile")
 
 
+def cells(figure: Figure) -> dict[tuple[float, float], object]:
+    """The texts of a confusion matrix by the middle of their cell."""
+    return {text.get_position(): text for text in figure.axes[0].texts}
+
+
 def test_confusion_writes_every_count_into_its_cell():
-    (axes,) = plots.confusion(MATRIX, CLASSES, title="Test").axes
-    at = {text.get_position(): text.get_text() for text in axes.texts}
+    figure = plots.confusion(MATRIX, CLASSES, title="Test")
+    axes, bar = figure.axes
     for (row, column), count in np.ndenumerate(MATRIX):
-        assert at[column, row] == str(count)
-    assert axes.get_ylabel() == "true"
-    assert axes.get_xlabel().startswith("predicted")
+        assert cells(figure)[column + 0.5, row + 0.5].get_text() == str(count)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert axes.yaxis_inverted()  # the first class on top
     for axis in (axes.xaxis, axes.yaxis):
         assert tuple(label.get_text() for label in axis.get_ticklabels()) == CLASSES
+        np.testing.assert_array_equal(axis.get_ticklocs(), [0.5, 1.5, 2.5])
+    assert bar.get_ylabel() == "share of the row"
+    beside = {y: text.get_text() for (x, y), text in cells(figure).items() if x > 3}
+    assert [beside[row + 0.5] for row in range(3)] == ["70.0 %", DASH, "99.7 %"]
 
 
-def test_confusion_gives_the_accuracy_of_each_class_beside_its_row():
-    (axes,) = plots.confusion(MATRIX, CLASSES).axes
-    beside = {text.get_position()[1]: text.get_text() for text in axes.texts if text.get_position()[0] > 2}
-    assert {row: beside[row] for row in range(3)} == {0: "70.0 %", 1: DASH, 2: "99.7 %"}
+def on_white(mesh, share: float) -> np.ndarray:
+    *color, opacity = mesh.cmap(mesh.norm(share))
+    return opacity * np.array(color) + 1 - opacity
 
 
-def test_confusion_colours_row_shares_so_that_mistakes_can_be_seen():
+def test_confusion_colors_row_shares_so_that_errors_can_be_seen():
     figure = plots.confusion(MATRIX, CLASSES)
-    (image,) = figure.axes[0].images
-    np.testing.assert_allclose(image.get_array()[[0, 2]], [[0.7, 0.3, 0], [0.001, 0.002, 0.997]])
-    brightness = image.cmap(image.norm([0, 0.01, 0.1, 1]))[:, :3].mean(1)
-    assert brightness[0] - brightness[1] > 0.05
-    assert (np.diff(brightness) < 0).all()
+    (mesh,) = figure.axes[0].collections
+    np.testing.assert_allclose(mesh.get_array()[[0, 2]], [[0.7, 0.3, 0], [0.001, 0.002, 0.997]])
+    brightness = [on_white(mesh, share).mean() for share in (0, 0.001, 0.01, 0.1, 1)]
+    assert brightness[0] == 1
+    assert (np.diff(brightness) < -0.03).all()
+    bar = figure.axes[1].yaxis
+    shares = [float(label.get_text().removesuffix(" %")) / 100 for label in bar.get_ticklabels()]
+    assert len(shares) == 7
+    np.testing.assert_allclose(bar.get_ticklocs(), shares)
 
 
-@pytest.mark.parametrize("share", range(0, 101, 5))
-def test_confusion_numbers_contrast_with_their_cells(share):
-    (axes,) = plots.confusion(np.array([[100 - share, share], [0, 1]]), ["cat", "dog"]).axes
-    (image,) = axes.images
-    for text in axes.texts[:3]:
-        column, row = text.get_position()
-        cell = luminance(image.cmap(image.norm(image.get_array()[row, column])))
-        dark, light = sorted((cell, luminance(to_rgb(text.get_color()))))
-        faint = text.get_text() == "0"
-        assert (light + 0.05) / (dark + 0.05) > (2 if faint else 4.5)  # 4.5: WCAG's minimum for text
+def test_confusion_numbers_contrast_with_their_cells():
+    for share in range(0, 101, 5):
+        figure = plots.confusion(np.array([[100 - share, share], [0, 1]]), ["cat", "dog"])
+        (mesh,) = figure.axes[0].collections
+        for (column, row), text in list(cells(figure).items())[:3]:
+            cell = luminance(on_white(mesh, mesh.get_array()[int(row), int(column)]))
+            dark, light = sorted((cell, luminance(to_rgb(text.get_color()))))
+            faint = text.get_text() == "0"
+            assert (light + 0.05) / (dark + 0.05) > (2 if faint else 4.5)  # 4.5: WCAG's minimum for text
 
 
-def test_confusion_zeros_step_back():
-    (axes,) = plots.confusion(MATRIX, CLASSES).axes
-    inks = {text.get_text(): luminance(to_rgb(text.get_color())) for text in axes.texts}
-    assert inks["0"] > inks["1"] + 0.2
-
-
-@pytest.mark.parametrize("matrix", [MATRIX[:1, :1], 0 * MATRIX, 50_000 * np.eye(10, dtype=int)])
-def test_confusion_texts_keep_apart(tmp_path, matrix):
-    figure = plots.confusion(matrix, ["automobile"] * len(matrix), title="Test")
-    drawn = boxes(figure, [*figure.axes[0].texts, figure._suptitle])
-    assert not any(box.count_overlaps(drawn[i + 1 :]) for i, box in enumerate(drawn))
-    plots.save(figure, tmp_path / "confusion.png")
-
-
-# comparison
+def test_predictions_show_image_heat_map_and_probabilities(tmp_path):
+    images, maps = noise(2), np.random.default_rng(1).random((2, 4, 4))
+    tops = [[("cat", 0.997), ("dog", 0.002)], [("truck", 1.0), ("ship", 0.0)]]
+    names = ["$x^{.png", "a_very_long_name_of_a_file.png"]
+    figure = plots.predictions(list(images), maps, names, tops, title="Two images")
+    for row, name, top in zip(range(2), ["$x^{.png", "a_very_lo...a_file.png"], tops, strict=True):
+        left, middle, bars = figure.axes[3 * row : 3 * row + 3]
+        np.testing.assert_array_equal(left.images[0].get_array(), images[row])
+        np.testing.assert_array_equal(middle.images[1].get_array(), maps[row])
+        assert (left.get_title(), middle.get_title()) == (name, f"Grad-CAM: {top[0][0]}")
+        assert [bar.get_width() for bar in bars.patches] == [100 * share for _, share in top]
+        assert words(bars) == [f"{100 * share:.1f} %" for _, share in top]
+        assert bars.get_xlim() == (0, 100)
+        assert [label.get_text() for label in bars.get_yticklabels()] == [label for label, _ in top]
+    plots.save(figure, tmp_path / "predictions.png")
+    assert max(box.x1 for box in boxes(figure, figure.axes[5].texts)) <= figure.bbox.x1
 
 
 def repeated(runs: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -372,10 +324,6 @@ def test_comparison_draws_means_and_bands_of_one_standard_deviation(tmp_path):
     plots.save(figure, tmp_path / "comparison.png")
 
 
-def test_comparison_of_single_runs_speaks_of_no_deviation():
-    assert len(legend(plots.comparison([("a", repeated(1, 3)), ("b", repeated(1, 3))]))) == 4
-
-
 @pytest.mark.parametrize("count", [1, 24, 200])
 def test_comparison_tells_eight_groups_apart_by_colour_and_by_marker(count):
     figure = plots.comparison([(f"run-{i}", repeated(1, count, i)) for i in range(8)])
@@ -389,27 +337,18 @@ def test_comparison_tells_eight_groups_apart_by_colour_and_by_marker(count):
         assert 1 <= len(range(start, count, every)) <= 13  # each has some, and none is made of them
     inks = sorted(luminance(to_rgb(line.get_color())) for line in firm)
     assert inks[-1] < 0.5  # on white
+    assert len(legend(figure)) == 8 + 2  # single runs have no deviation
 
 
-def test_comparison_goes_on_beyond_eight_groups():
-    firm, _ = drawn_lines(plots.comparison([(f"run-{i}", repeated(1, 2, i)) for i in range(20)]).axes[0])
-    assert len({(line.get_color(), line.get_marker()) for line in firm}) == 20
-
-
-def test_comparison_takes_labels_literally(tmp_path):
-    labels = ["_hidden", "$x^{$", "a_b^c", "same", "same"]
-    figure = plots.comparison([(label, repeated(1, 2)) for label in labels])
-    assert legend(figure)[:5] == [f"{label} (n = 1)" for label in labels]
-    plots.save(figure, tmp_path / "comparison.png")  # a broken formula would raise here
-
-
-def test_comparison_survives_nan_and_ends_at_100(tmp_path):
+def test_comparison_takes_labels_literally_survives_nan_and_ends_at_100(tmp_path):
     values = repeated(2, 3)
     values["eval_loss"][0, 1] = NAN
     values["eval_accuracy"][:] = [[0.5, 0.9, 1.0], [0.6, 1.0, 0.9]]
-    figure = plots.comparison([("a", values)])
+    labels = ["_hidden", "$x^{$", "a_b^c", "same", "same"]
+    figure = plots.comparison([(label, values) for label in labels])
+    assert legend(figure)[:5] == [f"{label} (n = 2)" for label in labels]
     assert figure.axes[1].get_ylim()[1] == 100
-    plots.save(figure, tmp_path / "comparison.png")
+    plots.save(figure, tmp_path / "comparison.png")  # a broken formula would raise here
 
 
 def test_comparison_keeps_legend_and_axes_apart_and_on_the_figure():
@@ -423,81 +362,38 @@ def test_comparison_keeps_legend_and_axes_apart_and_on_the_figure():
         assert rest[0].height > 0.4 * 3.6 * figure.dpi
 
 
-# lr_range
-
 LRS = np.geomspace(1e-6, 1, 61)  # ten steps a decade
 BOWL = 1.5 + 0.05 * (np.log10(LRS) + 2) ** 2  # 2.3 at the start, least at 0.01
-RULES = {"steepest": 1e-6, "minimum / 10": 1e-3, "valley": 1e-4, "bowl": 2e-2}
-
-
-def test_lr_range_draws_both_curves_on_a_log_axis():
-    figure = plots.lr_range(LRS, BOWL + 0.01, BOWL, suggestions={}, recommended=None, title="Range test")
-    (axes,) = figure.axes
-    assert axes.get_xscale() == "log"
-    raw, smoothed = axes.lines
-    np.testing.assert_array_equal(raw.get_xydata(), np.stack([LRS, BOWL + 0.01], 1))
-    np.testing.assert_array_equal(smoothed.get_xydata(), np.stack([LRS, BOWL], 1))
-    assert (raw.get_linestyle(), smoothed.get_linestyle()) == ("None", "-")
-    assert legend(figure) == ["loss of one batch", "smoothed"]
-    assert figure.get_suptitle() == "Range test"
+RULES = {"steepest": 1e-6, "min_over_10": 1e-3, "valley": 1e-4, "bowl": 2e-2}
 
 
 def test_lr_range_marks_each_suggestion_on_the_smoothed_curve(tmp_path):
-    figure = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="bowl")
+    figure = plots.lr_range(LRS, BOWL + 0.01, BOWL, suggestions=RULES, recommended="bowl", title="Range test")
+    assert (figure.axes[0].get_xscale(), figure.get_suptitle()) == ("log", "Range test")
     marks = lines(figure.axes[0])
+    np.testing.assert_array_equal(marks["loss of one batch"].get_xydata(), np.stack([LRS, BOWL + 0.01], 1))
+    np.testing.assert_array_equal(marks["smoothed"].get_xydata(), np.stack([LRS, BOWL], 1))
     looks = set()
-    for label, lr in (
-        ("steepest: 1e-06", 1e-6),
-        ("minimum / 10: 0.001", 1e-3),
-        ("valley: 0.0001", 1e-4),
-        ("bowl: 0.02", 2e-2),
-    ):
+    for name, lr in RULES.items():
+        label = f"{name}: {lr:.3g}"
         assert label in legend(figure)
         expected = lr, 1.5 + 0.05 * (math.log10(lr) + 2) ** 2
         np.testing.assert_allclose(marks[label].get_xydata(), [expected], rtol=1e-3)
         assert marks[label].get_fillstyle() == "none"
         looks.add((marks[label].get_marker(), marks[label].get_markersize()))
     assert len({marker for marker, _ in looks}) == len({size for _, size in looks}) == 4
-    plots.save(figure, tmp_path / "range.png")
-
-
-def test_lr_range_emphasises_the_recommended_one():
-    figure = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="valley")
     upright = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [0, 1]]
-    assert [(set(line.get_xdata()), line.get_label()) for line in upright] == [({1e-4}, "recommended: valley")]
-    assert "recommended: valley" in legend(figure)
-
-
-def test_lr_range_shows_what_each_of_several_tests_recommends():
-    figure = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="bowl", picks=[1e-3, 2e-3])
-    (rug,) = [line for line in figure.axes[0].lines if line.get_marker() == "|"]
-    assert (list(rug.get_xdata()), rug.get_label()) == ([1e-3, 2e-3], "recommended by 2 tests alone")
-    alone = plots.lr_range(LRS, BOWL, BOWL, suggestions=RULES, recommended="bowl")
-    assert "|" not in {line.get_marker() for line in alone.axes[0].lines}
+    assert [(set(line.get_xdata()), line.get_label()) for line in upright] == [({2e-2}, "recommended: bowl")]
+    plots.save(figure, tmp_path / "range.png")
 
 
 def test_lr_range_keeps_the_bowl_readable_when_the_loss_explodes(tmp_path):
     exploded = np.where(LRS > 0.05, 1e6, BOWL)
     exploded[-3:] = NAN
-    figure = plots.lr_range(LRS, exploded, exploded, suggestions=RULES, recommended="bowl")
+    raw = exploded.copy()
+    raw[40] = 0.9
+    figure = plots.lr_range(LRS, raw, exploded, suggestions=RULES, recommended="bowl")
     bottom, top = figure.axes[0].get_ylim()
-    assert 1.2 < bottom < 1.5
+    assert 0.5 < bottom < 0.9  # raw losses under the smoothed minimum are shown
     assert 2.3 < top < 2.8
     plots.save(figure, tmp_path / "range.png")
-
-
-@pytest.mark.parametrize("slope", [-0.2, 0, 0.2])
-def test_lr_range_without_a_minimum_has_limits_that_show_the_start(tmp_path, slope):
-    losses = 2.3 + slope * np.log10(LRS / LRS[0])
-    figure = plots.lr_range(LRS, losses, losses, suggestions={}, recommended=None)
-    bottom, top = figure.axes[0].get_ylim()
-    assert bottom < losses.min()
-    assert 2.4 < top < 3
-    plots.save(figure, tmp_path / "range.png")
-
-
-def test_lr_range_shows_raw_losses_under_the_smoothed_minimum():
-    raw = BOWL.copy()
-    raw[40] = 0.9
-    figure = plots.lr_range(LRS, raw, BOWL, suggestions={}, recommended=None)
-    assert figure.axes[0].get_ylim()[0] < 0.9

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from s10_resnet.training import lr_finder, optim
+from s10_resnet.training import lr_finder
 from s10_resnet.training.lr_finder import LRCurve
+from s10_resnet.training.optim import create_optimizer
 
 LRS = np.logspace(-6, 0, 601)
 X = np.log10(LRS)
 
 
-def adam_bowl(x):
+def flat_curve(x):
     """Falls by 1 over the decade before 1e-3, is flat up to 1e-2, and rises by 1 over the two decades after."""
     return np.interp(x, [-6, -4, -3, -2, 0], [2.3, 2.3, 1.3, 1.3, 2.3])
 
@@ -26,38 +27,20 @@ def test_smoothing_keeps_a_line_and_averages_noise():
     assert lr_finder.smooth(LRCurve(LRS, noise)).std() < 0.25
 
 
-def test_an_average_ends_with_the_shortest_of_its_curves():
-    curves = [LRCurve(LRS[:n], loss + np.arange(n)) for n, loss in ((601, 1.0), (400, 2.0), (500, 6.0))]
-    average = lr_finder.average(curves)
-    np.testing.assert_array_equal(average.lrs, LRS[:400])
-    np.testing.assert_array_equal(average.losses, 3.0 + np.arange(400))
-
-
-def test_an_average_is_steadier_than_its_curves():
-    lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
-
-    def pick(tests):
-        curves = [LRCurve(lrs, adam_bowl(np.log10(lrs)) + rng.normal(0, 0.08, 100)) for _ in range(tests)]
-        return lr_finder.suggest(lr_finder.average(curves)).suggestions["bowl"]
-
-    one, ten = ([pick(tests) for _ in range(20)] for tests in (1, 10))
-    assert np.std(np.log(ten)) < 0.6 * np.std(np.log(one))
-
-
 def test_steepest_finds_the_middle_of_a_smooth_step():
     losses = 1 / (1 + np.exp(8 * (X + 3)))  # falls fastest at 1e-3
     assert lr_finder.steepest(LRS, losses) == pytest.approx(1e-3, rel=0.02)
 
 
 def test_steepest_looks_before_the_minimum_only():
-    losses = adam_bowl(X)
-    losses[X > -0.5] = 2.3 - 5 * (X[X > -0.5] + 0.5)  # a plunge after the bowl, not as low as its bottom
+    losses = flat_curve(X)
+    losses[X > -0.5] = 2.3 - 5 * (X[X > -0.5] + 0.5)  # a fall after the minimum, not as low
     losses = np.maximum(losses, 1.4)
     assert 1e-4 <= lr_finder.steepest(LRS, losses) <= 1e-3
 
 
-def test_minimum_tenth_of_a_parabola():
-    assert lr_finder.minimum_tenth(LRS, (X + 2) ** 2) == pytest.approx(1e-3, rel=0.01)
+def test_min_over_10_of_a_parabola():
+    assert lr_finder.min_over_10(LRS, (X + 2) ** 2) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_valley_is_the_middle_of_the_longest_fall():
@@ -77,56 +60,58 @@ def test_valley_equals_a_brute_force_search(seed):
     assert lr_finder.valley(lrs, losses) in [lrs[run[longest // 2]] for run in falling if len(run) == longest]
 
 
-def test_bowl_is_the_middle_of_the_flat_part():
+def test_flat_minimum_is_the_middle_of_the_flat_part():
     # Within a tenth of the fall of 1: from 10^-3.1 to 10^-1.8.
-    assert lr_finder.bowl(LRS, adam_bowl(X), share=0.1) == pytest.approx(10**-2.45, rel=0.02)
+    assert lr_finder.flat_minimum(LRS, flat_curve(X), fraction=0.1) == pytest.approx(10**-2.45, rel=0.02)
 
 
-def test_bowl_does_not_leap_over_a_rim():
-    losses = adam_bowl(X)
+def test_flat_minimum_stays_on_its_side_of_a_rise():
+    losses = flat_curve(X)
     losses[X > -0.3] = 1.35  # low stretches beyond the rise and before the fall
     losses[(X > -5.5) & (X < -5)] = 1.35
-    assert lr_finder.bowl(LRS, losses, share=0.1) == pytest.approx(10**-2.45, rel=0.02)
+    assert lr_finder.flat_minimum(LRS, losses, fraction=0.1) == pytest.approx(10**-2.45, rel=0.02)
 
 
-def test_bowl_moves_as_far_as_the_curve_does():
+def test_flat_minimum_moves_as_far_as_the_curve_does():
     lrs = np.logspace(-6, 0, 100)
     x = np.log10(lrs)
     step = x[1] - x[0]
-    picks = [np.log10(lr_finder.bowl(lrs, (x + 2.5 - part * step) ** 2)) for part in (0, 0.25, 0.5, 0.75, 1)]
+    picks = [np.log10(lr_finder.flat_minimum(lrs, (x + 2.5 - part * step) ** 2)) for part in (0, 0.25, 0.5, 0.75, 1)]
     np.testing.assert_allclose(np.diff(picks), step / 4, atol=0.02 * step)  # not a whole step or none
 
 
-def test_bowl_ends_where_the_curve_does():
-    falling = np.maximum(adam_bowl(X), 1.3)[X < -2.5]  # the bowl goes on beyond the last learning rate
-    assert lr_finder.bowl(LRS[X < -2.5], falling, share=0.1) == pytest.approx(10 ** (-(3.1 + 2.5) / 2), rel=0.02)
+def test_flat_minimum_ends_where_the_curve_does():
+    falling = np.maximum(flat_curve(X), 1.3)[X < -2.5]  # the flat part continues beyond the last learning rate
+    assert lr_finder.flat_minimum(LRS[X < -2.5], falling, fraction=0.1) == pytest.approx(
+        10 ** (-(3.1 + 2.5) / 2), rel=0.02
+    )
 
 
-def test_bowl_stays_put_where_the_minimum_jumps_about():
+def test_flat_minimum_stays_where_the_minimum_jumps_about():
     lrs = np.logspace(-6, 0, 100)
     rng = np.random.default_rng(0)
     picks, minima = [], []
     for _ in range(20):
-        curve = LRCurve(lrs, adam_bowl(np.log10(lrs)) + rng.normal(0, 0.08, 100))
-        picks.append(lr_finder.suggest(curve).suggestions["bowl"])
+        curve = LRCurve(lrs, flat_curve(np.log10(lrs)) + rng.normal(0, 0.08, 100))
+        picks.append(lr_finder.suggest(curve).suggestions["flat_minimum"])
         minima.append(lrs[curve.losses.argmin()])
     assert max(picks) / min(picks) < 1.5
     assert max(minima) / min(minima) > 2.5
 
 
 @pytest.mark.parametrize("steps", [50, 100, 400])
-def test_the_answer_does_not_hang_on_the_number_of_steps(steps):
+def test_the_result_does_not_depend_on_the_number_of_steps(steps):
     lrs = np.logspace(-6, 0, steps)
-    found = lr_finder.suggest(LRCurve(lrs, adam_bowl(np.log10(lrs))))
+    found = lr_finder.suggest(LRCurve(lrs, flat_curve(np.log10(lrs))))
     assert found.max_lr == pytest.approx(10**-2.45, rel=0.15)
 
 
 def test_suggest_names_every_rule_and_recommends_one():
-    found = lr_finder.suggest(LRCurve(LRS, adam_bowl(X)))
-    assert list(found.suggestions) == ["steepest", "minimum / 10", "valley", "bowl"]
-    assert found.recommended == "bowl"
-    assert found.max_lr == found.suggestions["bowl"]
-    assert "bowl" in found.reason
+    found = lr_finder.suggest(LRCurve(LRS, flat_curve(X)))
+    assert list(found.suggestions) == ["steepest", "min_over_10", "valley", "flat_minimum"]
+    assert found.recommended == "flat_minimum"
+    assert found.max_lr == found.suggestions["flat_minimum"]
+    assert "flat_minimum" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -154,8 +139,8 @@ def test_a_curve_of_too_few_steps_says_so(steps):
     assert f"after {steps} steps" in found.reason
 
 
-def test_a_curve_holds_numbers():
-    with pytest.raises(ValueError, match="not a number"):
+def test_a_curve_holds_finite_losses():
+    with pytest.raises(ValueError, match="not finite"):
         LRCurve(LRS[:2], np.array([1.0, np.nan]))
 
 
@@ -169,12 +154,12 @@ class Pixels(nn.Module):
         return self.linear(self.norm(images.float()[:, ::8, ::8].flatten(1) / 255))
 
 
-def sweep(split, cpu, model, steps=30, end_lr=1.0, criterion=None, optimizer=None):
+def run_range_test(split, cpu, model, steps=30, end_lr=1.0, criterion=None, optimizer=None):
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     return lr_finder.range_test(
         model,
         [(images, labels)] * steps,
-        optimizer or optim.adam(model, lr=1e-5, betas=(0.9, 0.99), weight_decay=0.1),
+        optimizer or create_optimizer(model, lr=1e-5, betas=(0.9, 0.99), weight_decay=0.1),
         criterion or nn.CrossEntropyLoss(),
         cpu,
         start_lr=1e-5,
@@ -183,11 +168,11 @@ def sweep(split, cpu, model, steps=30, end_lr=1.0, criterion=None, optimizer=Non
     )
 
 
-def test_model_and_optimizer_are_put_back(split, cpu):
+def test_model_and_optimizer_are_restored(split, cpu):
     model = Pixels()
-    optimizer = optim.adam(model, lr=0.123, betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = create_optimizer(model, lr=0.123, betas=(0.9, 0.99), weight_decay=0.1)
     weights, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-    sweep(split, cpu, model, optimizer=optimizer)
+    run_range_test(split, cpu, model, optimizer=optimizer)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert optimizer.state_dict() == settings
 
@@ -195,8 +180,8 @@ def test_model_and_optimizer_are_put_back(split, cpu):
 def test_the_curve_is_that_of_a_plain_loop(split, cpu):
     model = Pixels()
     reference = copy.deepcopy(model)
-    curve = sweep(split, cpu, model, steps=20)
-    adam = optim.adam(reference, lr=1e-5, betas=(0.9, 0.99), weight_decay=0.1)
+    curve = run_range_test(split, cpu, model, steps=20)
+    adam = create_optimizer(reference, lr=1e-5, betas=(0.9, 0.99), weight_decay=0.1)
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     expected = []
     for lr in np.logspace(-5, 0, 20):
@@ -211,14 +196,14 @@ def test_the_curve_is_that_of_a_plain_loop(split, cpu):
     np.testing.assert_allclose(curve.losses, expected, rtol=1e-4)
 
 
-def test_the_sweep_is_deterministic(split, cpu):
+def test_the_test_is_deterministic(split, cpu):
     model = Pixels()
-    first, again = sweep(split, cpu, model), sweep(split, cpu, model)
+    first, again = run_range_test(split, cpu, model), run_range_test(split, cpu, model)
     np.testing.assert_array_equal(first.losses, again.losses)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_sweep(split, cpu, poison):
+def test_a_loss_that_is_not_finite_ends_the_test(split, cpu, poison):
     model, calls = Pixels(), []
     before = copy.deepcopy(model.state_dict())
 
@@ -226,23 +211,23 @@ def test_a_loss_that_is_no_number_ends_the_sweep(split, cpu, poison):
         calls.append(1)
         return nn.functional.cross_entropy(logits, labels) * (poison if len(calls) == 13 else 1)
 
-    curve = sweep(split, cpu, model, criterion=criterion)
+    curve = run_range_test(split, cpu, model, criterion=criterion)
     assert len(calls) == 13
     assert len(curve.lrs) == len(curve.losses) == 12
     assert np.isfinite(curve.losses).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_diverging_loss_ends_the_sweep(split, cpu):
+def test_a_diverging_loss_ends_the_test(split, cpu):
     calls = []
 
     def criterion(logits, labels):
         calls.append(1)
         return nn.functional.cross_entropy(logits, labels) * (100 if len(calls) == 8 else 1)
 
-    assert len(sweep(split, cpu, Pixels(), criterion=criterion).lrs) == 8
+    assert len(run_range_test(split, cpu, Pixels(), criterion=criterion).lrs) == 8
 
 
 def test_the_library_is_kept_quiet(split, cpu, capfd):
-    sweep(split, cpu, Pixels())
+    run_range_test(split, cpu, Pixels())
     assert capfd.readouterr() == ("", "")

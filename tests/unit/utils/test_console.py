@@ -1,23 +1,13 @@
 import io
+import logging
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from s10_resnet.training.state import EpochRecord, Totals
-from s10_resnet.utils import console as terminal
-from s10_resnet.utils import runtime
-
-RECORD = EpochRecord(
-    epoch=2,
-    train_loss=1.25,
-    train_accuracy=0.5,
-    eval_loss=1.5,
-    eval_accuracy=0.4375,
-    lr=0.005,
-    train_seconds=2.0,
-    eval_seconds=0.5,
-    images_per_second=1234.5,
-)
+from s10_resnet.utils import console
+from s10_resnet.utils.console import format_table, logger, progress_bar, setup_logging
+from tests.conftest import REPOSITORY
 
 
 class Terminal(io.StringIO):
@@ -25,79 +15,83 @@ class Terminal(io.StringIO):
         return True
 
 
-def steps_of(count):
-    totals = Totals(runtime.start("cpu", "fp32"))
-    for _ in range(count):
-        totals.add(torch.tensor(0.5), torch.eye(10)[:4], torch.arange(4))
-        totals.lr = 0.003
-        yield totals
+def test_the_streams_are_those_of_the_moment(monkeypatch):
+    for _ in range(2):
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        logger.debug("nobody asked")
+        logger.info("50 %s, %d\nand more")
+        logger.warning("two\nlines")
+        logger.error("worse")
+        assert out.getvalue() == "50 %s, %d\nand more\n"
+        assert err.getvalue() == "warning: two\nlines\nerror: worse\n"
 
 
-def test_a_log_gets_one_plain_line_an_epoch(capsys):
-    with terminal.Progress(24, images=12, split="test") as progress:
-        assert len(list(progress.watch(steps_of(3)))) == 3
-        progress.report(RECORD)
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert out.count("\n") == 1
-    for part in ("epoch  2/24", "1.2500", "50.00%", "test loss 1.5000", "43.75%", "5.00e-03", "1,234 images/s", "left"):
-        assert part in out
-    assert "\r" not in out
+def test_no_other_handler_prints_it_again(capsys):
+    root = logging.StreamHandler(sys.stdout)
+    logging.getLogger().addHandler(root)
+    try:
+        setup_logging()
+        logger.info("once")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert capsys.readouterr().out == "once\n"
 
 
-def test_the_line_names_the_evaluation_images(capsys):
-    with terminal.Progress(24, images=12, split="val") as progress:
-        progress.report(RECORD)
-    assert "val loss 1.5000" in capsys.readouterr().out
-
-
-def test_a_terminal_gets_a_bar_over_the_run_and_one_over_the_epoch(monkeypatch):
+def test_messages_are_written_above_the_bars(monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    with terminal.Progress(24, images=12, split="test") as progress:
-        list(progress.watch(steps_of(3)))
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    for item in progress_bar(range(2), 2, desc="sweep", unit="run"):
+        logger.info(f"run {item}")
     drawn = screen.getvalue()
-    assert "run:" in drawn
-    assert "0/24" in drawn
-    assert "epoch 1:" in drawn
+    assert "sweep:" in drawn
+    for item in range(2):  # the bar was wiped before, and the line begins where it was
+        assert drawn[: drawn.index(f"run {item}\n")].endswith("\r")
 
 
-def test_the_bar_shows_loss_accuracy_and_rate(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr(terminal, "REFRESH_SECONDS", 0)
-    with terminal.Progress(24, images=12, split="test") as progress:
-        list(progress.watch(steps_of(3)))
-    drawn = screen.getvalue()
-    for part in ("loss 0.500", "accuracy 100.0%", "lr 3.00e-03", "images/s", "12/12"):
-        assert part in drawn
+def test_what_a_stream_cannot_encode_is_escaped(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii", errors="strict"))
+    logger.info("café \udcff")
+    assert buffer.getvalue() == b"caf\\xe9 \\udcff\n"
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="utf-8", errors="strict"))
+    logger.info("café \udcff")
+    assert buffer.getvalue().endswith("\ncafé \\udcff\n".encode())
 
 
-def test_without_a_terminal_the_device_is_not_asked_for_totals(monkeypatch):
-    def asked(self):
-        pytest.fail("reading the loss waits for the device")
-
-    monkeypatch.setattr(Totals, "loss", property(asked))
-    with terminal.Progress(1, images=12, split="test") as progress:
-        list(progress.watch(steps_of(3)))
-
-
-def test_a_warning_stands_out(capsys):
-    terminal.warn("two\nlines")
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "WARNING: two\nlines" in err
-    assert err.count("!" * 40) >= 2
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_or_missing_gets_nothing(monkeypatch, capsys, name):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, name, stream)
+            logger.info("line")
+            logger.warning("line")
+            assert list(progress_bar(range(3), 3, desc="", unit="")) == [0, 1, 2]
+    expected = {"stdout": ("", "warning: line\n" * 2), "stderr": ("line\n" * 2, "")}  # of the one that is left
+    assert capsys.readouterr() == expected[name]
 
 
-def test_a_bar_passes_everything_on(capsys):
-    assert list(terminal.bar(iter(range(5)), total=5, description="range test", unit="step")) == list(range(5))
-    assert capsys.readouterr().err == ""
+def test_a_shell_may_close_both(tmp_path):
+    script = (
+        "from s10_resnet.utils.console import logger, progress_bar; logger.info('a'); logger.warning('b'); "
+        "list(progress_bar(range(3), 3, 'c', 'd')); open('done', 'w').close()"
+    )
+    command = f'"{sys.executable}" -c "{script}" >&- 2>&-'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+    assert not (tmp_path / "done").read_bytes()
 
 
-def test_the_time_left_of_a_resumed_run_comes_from_what_was_trained_since(capsys, monkeypatch):
-    clock = iter([100.0, 110.0])
-    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
-    with terminal.Progress(24, images=12, split="test", done=1) as progress:
-        progress.report(RECORD)  # of epoch 2, the first since
-    assert "00:10 gone, 03:40 left" in capsys.readouterr().out
+def test_a_table_is_aligned():
+    assert format_table([["run", "n"], ["a", "10"], ["longer", "2"]]) == ["run      n", "a       10", "longer   2"]
+
+
+def test_bars_need_a_terminal(monkeypatch):
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False), (None, False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert console.shows_bars() is shown

@@ -1,6 +1,8 @@
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from s10_resnet.errors import InputError
-from s10_resnet.utils import io as files
-from s10_resnet.utils.io import locked, write_whole
+from s10_resnet.utils import io
+from s10_resnet.utils.io import atomic_write, create_run_dir, exclusive_lock, read_csv, read_json, write_csv, write_json
 from tests.conftest import REPOSITORY
 
 OLDER, OLD, NEW = b"older", b"old content" * 1000, b"new content" * 1500
@@ -38,13 +40,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_content_is_replaced(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, b"a long first content")
-    write_whole(path, b"second")
-    assert contents(tmp_path) == {"file": b"second"}
-
-
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_path):
     calls = []
 
@@ -57,16 +52,8 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
             calls.append((name, Path(others[0]).name))
 
     with every_call(note):
-        write_whole(tmp_path / "file", OLDER)  # less than a buffer holds
+        atomic_write(tmp_path / "file", OLDER)  # less than a buffer holds
     assert calls == [("fsync", len(OLDER)), ("replace", "file"), ("fsync", "folder")]
-
-
-@pytest.mark.parametrize("content", [b"", OLD])
-def test_the_content_before_is_kept(tmp_path, content):
-    path, previous = tmp_path / "file", tmp_path / "previous"
-    for step in (content, OLDER, NEW):
-        write_whole(path, step, previous)
-    assert contents(tmp_path) == {"file": NEW, "previous": OLDER}
 
 
 @pytest.mark.parametrize("broken", [(), ("link",)])
@@ -91,7 +78,7 @@ def test_whatever_call_fails_or_is_the_last_both_files_are_whole(tmp_path, faili
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
     with contextlib.suppress(OSError), every_call(fail, broken):
-        write_whole(tmp_path / "file", NEW, tmp_path / "previous")
+        atomic_write(tmp_path / "file", NEW, tmp_path / "previous")
     check(missing=broken)
     assert contents(tmp_path).keys() <= {"file", "previous"}
     if failing is None:
@@ -101,42 +88,32 @@ def test_whatever_call_fails_or_is_the_last_both_files_are_whole(tmp_path, faili
         assert contents(tmp_path) == before
 
 
-def test_what_a_killed_process_left_half_written_is_in_nobodys_way(tmp_path):
-    path, previous, seen = tmp_path / "file", tmp_path / "previous", []
-    path.write_bytes(OLD)
-    for name in (".file.tmp", ".previous.tmp"):
-        (tmp_path / name).write_bytes(b"half")
-    with every_call(lambda *call: seen.append(path.exists() and path.read_bytes())):
-        write_whole(path, NEW, previous)
-    assert contents(tmp_path) == {"file": NEW, "previous": OLD}
-    assert set(seen) == {OLD, NEW}  # never missing
+def test_a_new_file_has_the_mode_that_any_other_has(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", OLD, tmp_path / "previous")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_full_disk_leaves_the_old_content(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, OLD)
-
-    class Full(type(path)):
-        def open(self, *arguments):
-            return Path("/dev/full").open(*arguments)
-
-        def with_name(self, name):
-            return Full(super().with_name(name))
-
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    with pytest.raises(OSError, match="No space left") as caught:
-        write_whole(Full(path), NEW)
-    assert caught.value.errno == errno.ENOSPC
-    assert contents(tmp_path) == {"file": OLD}
+def test_nothing_is_written_through_a_link_or_over_a_file_under_the_temporary_name(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_bytes(OLD)
+    monkeypatch.setattr(io, "_temporary", lambda path: path.with_name(".trap.tmp"))
+    for trap in (lambda path: path.symlink_to("precious"), lambda path: path.symlink_to("new"), Path.touch):
+        trap(tmp_path / ".trap.tmp")
+        with pytest.raises(FileExistsError):
+            atomic_write(tmp_path / "file", NEW)
+        (tmp_path / ".trap.tmp").unlink(missing_ok=True)
+    assert contents(tmp_path) == {"precious": OLD}
 
 
 HOLDER = """
 import os, sys
 from pathlib import Path
-from s10_resnet.utils.io import locked
+from s10_resnet.utils.io import exclusive_lock
 
-with locked(Path(sys.argv[1])):
+with exclusive_lock(Path(sys.argv[1])):
     if len(sys.argv) > 2 and not os.fork():
         os.write(1, b"child\\n")
         sys.stdin.read()
@@ -161,7 +138,7 @@ def holder(folder, *more):
 
 
 def refused(folder):
-    with pytest.raises(InputError) as caught, locked(folder):
+    with pytest.raises(InputError) as caught, exclusive_lock(folder):
         pytest.fail("it was let in")
     assert str(caught.value) == f"{folder}: must be a run that no other process is working on"
     return True
@@ -172,23 +149,9 @@ def test_one_process_at_a_time_even_after_the_first_was_killed(tmp_path):
         assert refused(tmp_path)
         other.kill()
         other.wait()
-        with locked(tmp_path):
+        with exclusive_lock(tmp_path):
             assert refused(tmp_path)
-    with locked(tmp_path):
-        pass
-
-
-def test_a_lock_is_of_one_folder(tmp_path):
-    (tmp_path / "other").mkdir()
-    with locked(tmp_path), locked(tmp_path / "other"):
-        assert refused(tmp_path)
-        assert refused(tmp_path / "other")
-
-
-def test_a_lock_ends_with_an_error(tmp_path):
-    with pytest.raises(ValueError, match="a bug"), locked(tmp_path):
-        raise ValueError("a bug")
-    with locked(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 
@@ -197,53 +160,156 @@ def test_a_child_of_the_holder_does_not_keep_the_lock(tmp_path):
         assert refused(tmp_path)  # and the child has not given its parent's away
         other.kill()
         other.wait()
-        with locked(tmp_path):
+        with exclusive_lock(tmp_path):
             other.stdin.close()
             assert other.stdout.read() == "ended\n"  # it was there until now
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
-    for name in (".checkpoint.pt.tmp", ".last.pt.tmp", "mine.tmp", ".hidden"):
+    for name in (".checkpoint.pt.0f.tmp", ".last.pt.tmp", "mine.tmp", ".hidden"):
         (tmp_path / name).touch()
-    with locked(tmp_path):
-        assert contents(tmp_path).keys() == {"mine.tmp", ".hidden"}
-
-
-def test_who_is_refused_clears_nothing_away(tmp_path):
-    with locked(tmp_path):
+    with exclusive_lock(tmp_path):
+        assert contents(tmp_path).keys() == {"mine.tmp", ".hidden", ".lock"}
         (tmp_path / ".checkpoint.pt.tmp").touch()  # being written
+        assert refused(tmp_path)  # and clears nothing away
+        assert contents(tmp_path).keys() == {"mine.tmp", ".hidden", ".lock", ".checkpoint.pt.tmp"}
+    with pytest.raises(ValueError, match="a bug"), exclusive_lock(tmp_path):
+        raise ValueError("a bug")
+    assert contents(tmp_path).keys() == {"mine.tmp", ".hidden"}
+
+
+def test_who_opened_the_lock_file_before_it_was_removed_does_not_hold_the_lock(tmp_path, monkeypatch):
+    """The holder ends between the other's opening and its locking of the file, and a third one takes the lock."""
+    flock, first, third = fcntl.flock, contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(exclusive_lock(tmp_path))
+
+    def late(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.close()
+        third.enter_context(exclusive_lock(tmp_path))
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with third:
         assert refused(tmp_path)
-        assert contents(tmp_path).keys() == {".checkpoint.pt.tmp"}
+        assert refused(tmp_path)
 
 
-@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, number):
     def flock(*arguments):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with locked(tmp_path), locked(tmp_path):
+    (tmp_path / ".checkpoint.pt.tmp").touch()
+    with exclusive_lock(tmp_path), exclusive_lock(tmp_path):
         pass
+    assert contents(tmp_path).keys() == {".checkpoint.pt.tmp"}  # perhaps being written by another process
 
 
-def test_a_system_without_locks_will_do(tmp_path, monkeypatch):
-    def no_folders(path, *arguments):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+def test_a_folder_that_cannot_be_locked_for_want_of_rights_is_an_error(tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files, "fcntl", None)
-    monkeypatch.setattr(os, "open", no_folders)
-    with locked(tmp_path), locked(tmp_path):
-        write_whole(tmp_path / "file", OLD)
-        write_whole(tmp_path / "file", NEW, tmp_path / "previous")
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), exclusive_lock(tmp_path):
+        pytest.fail("it was let in")
+
+
+def test_a_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("Windows opens no folders"))
+    atomic_write(tmp_path / "file", OLD)
+    atomic_write(tmp_path / "file", NEW, tmp_path / "previous")
     assert contents(tmp_path) == {"file": NEW, "previous": OLD}
 
 
-def test_no_descriptor_stays_open(tmp_path):
-    def of_folders():
-        return sum(path.exists() and path.samefile(tmp_path) for path in Path("/dev/fd").iterdir())
+def test_a_named_folder_is_made_once(tmp_path):
+    folder = create_run_dir(tmp_path / "new" / "outputs", "run", "train")
+    assert folder == tmp_path / "new" / "outputs" / "run"
+    assert folder.is_dir()
+    (folder / "kept").touch()
+    with pytest.raises(InputError, match=r"^--name run: must be a new name; .*run exists and is not overwritten$"):
+        create_run_dir(tmp_path / "new" / "outputs", "run", "train")
+    assert (folder / "kept").exists()
 
-    with locked(tmp_path):
-        assert refused(tmp_path)
-        write_whole(tmp_path / "file", OLD)
-        assert of_folders() == 1
-    assert of_folders() == 0
+
+def test_default_names_carry_date_and_time_and_never_collide(tmp_path):
+    folders = [create_run_dir(tmp_path, "", "train") for _ in range(5)]
+    assert len(set(folders)) == 5
+    for folder in folders:
+        assert re.fullmatch(r"train-\d{8}-\d{6}(-\d+)?", folder.name)
+
+
+def test_an_output_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(InputError, match=rf"^--output-dir {path}: must be a folder"):
+            create_run_dir(path, "run", "train")
+
+
+def refusal(read, path):
+    with pytest.raises(InputError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_what_is_written_is_read_to_the_last_bit(tmp_path):
+    content = {"x": 0.1 + 0.2, "y": [1, None, True], "café\n": {}}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == content
+    rows = [{"epoch": 1.0, 'a "loss", so to say': 0.1 + 0.2}, {"epoch": 2.0, 'a "loss", so to say': float("nan")}]
+    write_csv(tmp_path / "a.csv", rows)
+    assert repr(read_csv(tmp_path / "a.csv")) == repr(rows)
+
+
+NO_JSON = {
+    "empty": b"",
+    "text": b"no json",
+    "half": b'{"epochs": 1',
+    "more": b"{} {}",
+    "a word that JSON does not have": b'{"loss": NaN}',
+    "another": b"[1, -Infinity]",
+    "deep": b"[" * 100_000,
+    "deep and whole": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "no number": b"1" * 5000,
+    "not UTF-8": b'"\xff"',
+    "a byte order mark": "\ufeff{}".encode(),
+}
+NO_TABLE = {
+    "empty": b"",
+    "ragged": b"a,b\r\n1,2\r\n3\r\n",
+    "too long": b"a,b\n1,2,3\n",
+    "a blank line": b"a,b\n1,2\n\n",
+    "words": b"a,b\n1,two\n",
+    "holes": b"a,b\n1,\n",
+    "an open quote": b'a,b\n1,"2\n',
+    "a field that is too long": b"a\n" + b"1" * 200_000 + b"\n",
+    "not UTF-8": b"a\n\xff\n",
+    "zeros": b"a\n\0\n",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
+def test_what_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    assert refusal(read_json, tmp_path / "a.json") == "is not JSON"
+
+
+@pytest.mark.parametrize("content", NO_TABLE.values(), ids=NO_TABLE)
+def test_what_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert refusal(read_csv, tmp_path / "a.csv") == "is not a table of numbers under a head"
+
+
+@pytest.mark.parametrize("read", [read_json, read_csv])
+def test_what_cannot_be_read_is_refused(tmp_path, read):
+    assert refusal(read, tmp_path / "missing") == "cannot be read (No such file or directory)"
+    assert refusal(read, tmp_path) == "cannot be read (Is a directory)"

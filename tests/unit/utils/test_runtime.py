@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,26 +12,19 @@ from s10_resnet.utils import runtime
 
 
 def test_auto_finds_a_device_that_works():
-    run = runtime.start("auto", "auto")
+    run = runtime.init_runtime("auto", "auto")
     assert torch.ones(2, device=run.device).sum().item() == 2
     assert run.precision in runtime.DTYPES
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none(device):
-    with pytest.raises(InputError, match=f"^--device {device}: must be one of auto, cpu.* on this machine$"):
-        runtime.start(device, "auto")
-
-
 def test_fp16_is_for_cuda():
     with pytest.raises(InputError, match=r"^--precision fp16: must be auto, fp32 or bf16 on cpu"):
-        runtime.start("cpu", "fp16")
+        runtime.init_runtime("cpu", "fp16")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_gives_the_format_asked_for(precision, dtype):
-    run = runtime.start("cpu", precision)
+    run = runtime.init_runtime("cpu", precision)
     with run.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert not run.scaler.is_enabled()
@@ -57,10 +51,10 @@ def test_older_cuda_devices_take_fp16(monkeypatch, native, precision):
 
 
 def test_workers_help_a_device_but_take_cores_from_a_cpu(monkeypatch):
-    assert runtime.default_workers(torch.device("cpu")) == 0
+    assert runtime.default_num_workers(torch.device("cpu")) == 0
     for cores, workers in ((1, 1), (8, 8), (64, 16)):
-        monkeypatch.setattr(runtime, "_usable_cores", lambda cores=cores: cores)
-        assert runtime.default_workers(torch.device("cuda")) == workers
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores))
+        assert runtime.default_num_workers(torch.device("cuda")) == workers
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
@@ -69,7 +63,7 @@ def test_freed_memory_is_kept_for_the_next_step_on_a_cpu():
 import resource, sys, torch
 from s10_resnet.utils import runtime
 runtime._device = torch.device
-runtime.start(sys.argv[1], "fp32")
+runtime.init_runtime(sys.argv[1], "fp32")
 for _ in range(4):
     torch.ones(80 * 2**20, dtype=torch.uint8)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -85,12 +79,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 
 
 def test_one_process_speaks_to_nobody():
-    run = runtime.start("cpu", "fp32")
+    run = runtime.init_runtime("cpu", "fp32")
     model, tensor = torch.nn.Linear(2, 2), torch.ones(3)
     assert (run.rank, run.world_size) == (0, 1)
-    assert run.parallel(model) is model
-    assert run.total(tensor) is tensor
-    assert run.share(0.25) == 0.25
+    assert replace(run, rank=1, world_size=2).single_process() == run
+    assert run.wrap_ddp(model) is model
+    assert run.all_reduce_sum(tensor) is tensor
+    assert run.broadcast(0.25) == 0.25
 
 
 def test_determinism_is_asked_of_torch_only_when_it_is_asked_for(monkeypatch):
@@ -98,10 +93,37 @@ def test_determinism_is_asked_of_torch_only_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    runtime.start("cpu", "fp32")
+    runtime.init_runtime("cpu", "fp32")
     assert not asked
     assert torch.backends.cudnn.benchmark
-    runtime.start("cpu", "fp32", deterministic=True)
+    runtime.init_runtime("cpu", "fp32", deterministic=True)
     assert asked == [(True, True)]
     assert not torch.backends.cudnn.benchmark
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+
+
+def test_a_launcher_without_an_address_is_one_line(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR"):
+        runtime.init_runtime("cpu", "fp32")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda:x", "cuda:-1", "cpu:1", ""])
+def test_a_device_of_an_unknown_name(name):
+    with pytest.raises(InputError, match=rf"^--device {name}: must be one of auto, cpu"):
+        runtime.init_runtime(name, "fp32")
+
+
+def test_a_resolved_runtime_changes_nothing_of_the_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(runtime, "keep_freed_memory", None)
+    resolved = runtime.resolve_runtime("cpu", "bf16")
+    assert (str(resolved.device), resolved.precision, resolved.world_size) == ("cpu", "bf16", 1)
+    assert not resolved.scaler.is_enabled()
+    assert torch.backends.cudnn.benchmark is False
+    assert runtime.resolve_runtime("cpu", "auto").precision == runtime.best_precision(torch.device("cpu"))
+    with pytest.raises(InputError, match=r"^--precision fp8: must be one of auto, fp32, bf16, fp16$"):
+        runtime.resolve_runtime("cpu", "fp8")

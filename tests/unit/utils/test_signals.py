@@ -8,7 +8,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 from s10_resnet.utils import signals
-from s10_resnet.utils.signals import Stopped, heeded, uninterrupted
+from s10_resnet.utils.signals import ShutdownRequested, defer_signals, graceful_shutdown
 from tests.conftest import REPOSITORY, handlers
 
 BOTH = pytest.mark.parametrize("signum", [SIGINT, SIGTERM])
@@ -26,8 +26,8 @@ def send(signum):
 
 
 def caught(block):
-    """The `Stopped` that ends a block."""
-    with pytest.raises(Stopped) as caught:
+    """The `ShutdownRequested` that ends a block."""
+    with pytest.raises(ShutdownRequested) as caught:
         block()
     return caught.value.signum, caught.value.urgent
 
@@ -36,7 +36,7 @@ def caught(block):
 def test_a_signal_stops_at_once_and_the_handlers_are_put_back(signum):
     before = handlers()
 
-    @heeded()
+    @graceful_shutdown()
     def block():
         assert handlers() != before
         send(signum)
@@ -44,19 +44,14 @@ def test_a_signal_stops_at_once_and_the_handlers_are_put_back(signum):
 
     assert caught(block) == (signum, False)
     assert handlers() == before
-    with heeded():
+    with graceful_shutdown():
         pass
     assert handlers() == before
 
 
-def test_a_stop_is_a_ctrl_c_that_names_its_signal():
-    assert isinstance(Stopped(SIGTERM), KeyboardInterrupt)  # `except Exception` lets it through
-    assert str(Stopped(SIGTERM)) == "SIGTERM"
-
-
 def test_handlers_are_put_back_after_an_error():
     before = handlers()
-    with pytest.raises(ValueError, match="a bug"), heeded():
+    with pytest.raises(ValueError, match="a bug"), graceful_shutdown():
         raise ValueError("a bug")
     assert handlers() == before
 
@@ -67,12 +62,12 @@ def test_heeding_twice_is_heeding_once(ignored, signum):
         signal.signal(ignored, signal.SIG_IGN)
     done = []
 
-    @heeded()
+    @graceful_shutdown()
     def block():
         outer = handlers()
-        with uninterrupted():
+        with defer_signals():
             send(signum)
-            with heeded():
+            with graceful_shutdown():
                 assert handlers() == outer
             assert handlers() == outer
             done.append("to its end")
@@ -86,7 +81,7 @@ def test_heeding_twice_is_heeding_once(ignored, signum):
 def test_what_the_process_was_started_to_ignore_stays_ignored(signum):
     signal.signal(signum, signal.SIG_IGN)
     before = handlers()
-    with heeded():
+    with graceful_shutdown():
         send(signum)
         assert signal.getsignal(signum) is signal.SIG_IGN
     assert handlers() == before
@@ -96,7 +91,7 @@ def test_in_a_thread_it_does_nothing():
     before, seen = handlers(), []
 
     def work():
-        with heeded():
+        with graceful_shutdown():
             seen.append(handlers())
 
     thread = threading.Thread(target=work)
@@ -109,11 +104,11 @@ def test_in_a_thread_it_does_nothing():
 def test_a_step_is_carried_to_its_end(signum):
     done = []
 
-    @heeded()
+    @graceful_shutdown()
     def block():
-        with uninterrupted():
+        with defer_signals():
             send(signum)
-            with uninterrupted():
+            with defer_signals():
                 done.append("inner")
             done.append("outer")
         pytest.fail("it was forgotten")
@@ -122,39 +117,32 @@ def test_a_step_is_carried_to_its_end(signum):
     assert done == ["inner", "outer"]
 
 
-def test_without_a_signal_nothing_is_stopped():
-    with heeded():
-        with uninterrupted(), uninterrupted():
-            pass
-        signals.obey()
-
-
 def test_an_error_in_a_step_goes_before_the_stop():
-    @uninterrupted()
+    @defer_signals()
     def step():
         send(SIGTERM)
         raise ValueError("half done")
 
-    with heeded():
+    with graceful_shutdown():
         with pytest.raises(ValueError, match="half done"):
             step()
-        assert caught(signals.obey) == (SIGTERM, False)
+        assert caught(signals.raise_pending) == (SIGTERM, False)
 
 
 @BOTH
 def test_a_second_ctrl_c_does_not_wait(signum):
-    @heeded()
+    @graceful_shutdown()
     def block():
-        with uninterrupted(), uninterrupted():
+        with defer_signals(), defer_signals():
             send(signum)
             send(SIGINT)
             pytest.fail("it waited")
 
     assert caught(block) == (SIGINT, True)
 
-    @heeded()
+    @graceful_shutdown()
     def again():
-        with pytest.raises(Stopped):
+        with pytest.raises(ShutdownRequested):
             send(signum)
         send(SIGINT)  # while the first is being obeyed
         pytest.fail("it was not heard")
@@ -164,16 +152,16 @@ def test_a_second_ctrl_c_does_not_wait(signum):
 
 @BOTH
 def test_a_repeated_sigterm_changes_nothing(signum):
-    @heeded()
+    @graceful_shutdown()
     def block():
-        with uninterrupted():
+        with defer_signals():
             send(signum)
             send(SIGTERM)
         pytest.fail("it was forgotten")
 
     assert caught(block) == (signum, False)
-    with heeded():
-        with pytest.raises(Stopped):
+    with graceful_shutdown():
+        with pytest.raises(ShutdownRequested):
             send(signum)
         send(SIGTERM)  # while the first is being obeyed
         send(SIGTERM)
@@ -183,48 +171,25 @@ def test_the_next_block_starts_afresh():
     for signum in (SIGTERM, SIGINT):  # that Ctrl-C is a first one again, and waits
         done = []
 
-        @heeded()
+        @graceful_shutdown()
         def block(signum=signum, done=done):
-            with uninterrupted():
+            with defer_signals():
                 send(signum)
                 done.append("to its end")
 
         assert caught(block) == (signum, False)
         assert done == ["to its end"]
-    with heeded(), uninterrupted():
+    with graceful_shutdown(), defer_signals():
         pass
 
 
-def test_a_step_that_was_broken_off_does_not_put_off_later_signals():
-    @heeded()
-    def broken():
-        with uninterrupted():
-            send(SIGINT)
-            send(SIGINT)
-
-    @heeded()
-    def block():
-        send(SIGTERM)
-        pytest.fail("it was put off")
-
-    assert caught(broken) == (SIGINT, True)
-    assert caught(block) == (SIGTERM, False)
-
-
 def test_a_process_that_is_about_to_end_hears_nothing_more():
-    with heeded():
-        signals.ignore()
+    with graceful_shutdown():
+        signals.ignore_signals()
         send(SIGTERM)
         send(SIGINT)
     send(SIGTERM)  # nor after
     send(SIGINT)
-
-
-def test_a_stop_does_not_outlive_the_block_that_heeded_it():
-    with pytest.raises(Stopped), heeded():
-        send(SIGTERM)
-    with uninterrupted():  # of a caller who goes on: engine.fit, say
-        pass
 
 
 # A group of processes of its own, since a signal to ours would end whoever runs the tests.
@@ -235,7 +200,7 @@ from s10_resnet.utils import signals
 signum, begins_in, child_calls, before = int(sys.argv[1]), *sys.argv[2:], {signal.SIGUSR1}
 signal.pthread_sigmask(signal.SIG_BLOCK, before)
 (begun, begin), (over, end) = os.pipe(), os.pipe()
-with signals.heeded():
+with signals.graceful_shutdown():
     try:
         with getattr(signals, begins_in)():
             child = os.fork()
@@ -254,7 +219,7 @@ with signals.heeded():
             os.killpg(0, signum)
             print("sent")
         print("went on")
-    except signals.Stopped as stop:
+    except signals.ShutdownRequested as stop:
         print("stopped by", int(stop.signum))
 os.close(end)
 print("child:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -270,17 +235,12 @@ def group(signum, begins_in, child_calls):
 
 @BOTH
 def test_a_process_that_is_started_never_hears_what_its_parent_hears_after(signum):
-    assert group(signum, "withheld", "obey") == ["sent", f"stopped by {signum}", "child: 0", "mask: True"]
+    assert group(signum, "block_signals", "raise_pending") == ["sent", f"stopped by {signum}", "child: 0", "mask: True"]
 
 
 @BOTH
 def test_a_process_can_ignore_them(signum):
-    assert group(signum, "heeded", "ignore") == [f"stopped by {signum}", "child: 0", "mask: True"]
-
-
-@BOTH
-def test_without_either_it_hears_them_too(signum):
-    assert group(signum, "heeded", "obey") == [f"stopped by {signum}", "child: 1", "mask: True"]
+    assert group(signum, "graceful_shutdown", "ignore_signals") == [f"stopped by {signum}", "child: 0", "mask: True"]
 
 
 @BOTH
@@ -295,12 +255,12 @@ def test_a_signal_that_python_drops_in_a_finaliser_is_obeyed_after_the_next_step
         def __del__(self):
             self.work()
 
-    @heeded()
+    @graceful_shutdown()
     def block():
         Final(lambda: send(signum))
         Final(lambda: 1 / 0)
         after.append("goes on")
-        with uninterrupted():
+        with defer_signals():
             after.append("a step")
         pytest.fail("it went on")
 

@@ -1,0 +1,203 @@
+"""Measures on a CUDA GPU, in one command, what a CPU cannot show: ``python scripts/benchmark.py --gpu-report``.
+
+Whole trainings as a user starts them, in processes of their own; a part that fails is recorded, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s10_resnet.config import BenchmarkConfig, flag
+from s10_resnet.errors import EnvironmentFailure, InputError
+from s10_resnet.utils import serialization
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.environment import collect_environment
+from s10_resnet.utils.io import atomic_write, create_run_dir, read_csv, read_json, write_json
+from s10_resnet.utils.runtime import resolve_runtime
+
+CLOCKS = ("train_seconds", "eval_seconds", "images_per_second")  # columns of history.csv
+POLL_SECONDS = 0.02
+SHARED = ("dataset", "data_dir", "device", "max_train_samples", "batch_size")
+STAGES = "stages beside the baseline script"
+RESUME = "3 epochs, deterministic, stopped and resumed"
+REHEARSAL = {  # what --quick sets instead: the two minutes of two cores are for the start of fifteen processes
+    "quick": False,
+    "dataset": "synthetic",
+    "max_train_samples": 64,
+    "batch_size": 16,
+    "epochs": 2,
+    "repeats": 1,
+}
+
+
+def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measures whole trainings, data loading, idle time, precisions and resuming, each within a limit of time.
+
+    With ``quick`` a rehearsal: the same on any device but for fp16, with a few images of the synthetic data set.
+
+    Returns:
+        The content of ``gpu-report.json``, which is written after every part, as is ``gpu-report.md``: ``parts``, each
+        with ``title``, ``command``, ``seconds``, and ``results`` or ``error``; ``rehearsal``; versions and hardware.
+
+    Raises:
+        InputError: Without a CUDA GPU, unless it is a rehearsal; for a name that exists.
+        ShutdownRequested: After Ctrl-C or SIGTERM.
+    """
+    rehearsal = config.quick
+    if rehearsal:
+        config = config.replace(**REHEARSAL)
+    device = resolve_runtime(config.device).device
+    if device.type != "cuda" and not rehearsal:
+        raise InputError(f"--gpu-report: must be on a CUDA GPU, not {device}; with --quick it is rehearsed anywhere")
+    run_dir = create_run_dir(config.output_dir, config.name, "gpu-report")
+    environment = {"device": str(device), "cuda": torch.version.cuda, **collect_environment(device)}
+    content = {"rehearsal": rehearsal, "settings": config.to_json(), **environment, "parts": []}
+    shared = {name: getattr(config, name) for name in SHARED}
+    with tempfile.TemporaryDirectory() as work_dir:
+        for title, command, flags, limit in list_commands(config, on_cuda=device.type == "cuda"):
+            output_dir = run_dir if command == "benchmark" else Path(work_dir)  # the benchmark's files stay
+            name = title.replace(" ", "-").replace(",", "")
+            words = [command, *to_flags({**shared, **flags, "output_dir": output_dir, "name": name})]
+            part: dict[str, Any] = {"title": title, "command": " ".join(["python -m s10_resnet", *words])}
+            start = time.monotonic()
+            try:
+                part["results"] = run_command(words, output_dir / name, limit)
+                if title == RESUME:
+                    part["results"] |= compare_resumed(words, output_dir / name, limit)
+            except Exception as error:  # whatever it is, the other parts go on
+                part["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            part["seconds"] = time.monotonic() - start
+            content["parts"].append(part)
+            write_json(run_dir / "gpu-report.json", content)
+            atomic_write(run_dir / "gpu-report.md", to_markdown(content).encode())
+            logger.info(f"{part['seconds']:6.1f} s  {title}{': FAILED' if 'error' in part else ''}")
+    logger.info(f"see {run_dir / 'gpu-report.md'}")
+    return content
+
+
+def list_commands(config: BenchmarkConfig, *, on_cuda: bool) -> list[tuple[str, str, dict[str, Any], int]]:
+    """Returns title, command, flags and limit in seconds of each part, the most important first."""
+    epochs = config.epochs
+    on_device: dict[str, Any] = {"epochs": epochs, "augment_on": "device"}
+    workers = "auto" if on_cuda else 2  # auto means none on a CPU
+    fp16 = [("2 epochs, fp16", "train", {"epochs": 2, "precision": "fp16"}, 90)]
+    return [
+        (f"{epochs} epochs, augmentation on the device", "train", on_device, 180),
+        (f"{epochs} epochs, seed 1", "train", {**on_device, "seed": 1}, 180),
+        (STAGES, "benchmark", {"epochs": min(epochs, 2), "repeats": config.repeats, "profile": True}, 240),
+        (f"{epochs} epochs, workers", "train", {"epochs": epochs, "augment_on": "cpu", "workers": workers}, 180),
+        ("2 epochs, bf16", "train", {"epochs": 2, "precision": "bf16"}, 90),
+        *(fp16 if on_cuda else []),
+        (RESUME, "train", {"epochs": 3, "deterministic": True}, 60),
+    ]
+
+
+def run_command(words: list[str], run_dir: Path, limit: int) -> dict[str, Any]:
+    """Runs a command. Returns its results, and what it wrote to stdout and stderr."""
+    output, warnings = run_module(["s10_resnet", *words], limit)
+    results = read_json(run_dir / ("benchmark.json" if words[0] == "benchmark" else "summary.json"))
+    return {**results, "stdout": output, "stderr": warnings[-1000:]}
+
+
+def compare_resumed(words: list[str], whole: Path, limit: int) -> dict[str, Any]:
+    """Compares a training with the same one after SIGTERM stopped it in its second epoch and it was resumed."""
+    stopped = whole.with_name("stopped")
+    deadline = time.monotonic() + limit
+    with start_module(["s10_resnet", *words, "--name", stopped.name]) as process:
+        while process.poll() is None and not (stopped / "last.pt").exists():  # after the first epoch
+            if time.monotonic() > deadline:
+                raise EnvironmentFailure("the first epoch was not over in time")
+            time.sleep(POLL_SECONDS)
+        time.sleep(read_csv(whole / "history.csv")[-1]["train_seconds"] / 2)  # into the second
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=limit)
+    if process.returncode != 128 + signal.SIGTERM:
+        raise EnvironmentFailure(f"exit code {process.returncode} after SIGTERM, not {128 + signal.SIGTERM}")
+    step = serialization.load(stopped / "checkpoint.pt")["state"]["step"]
+    run_module(["s10_resnet", "train", "--resume", str(stopped)], limit)
+    before, after = (serialization.load(path / "last.pt")["model"] for path in (whole, stopped))
+    histories = [read_csv(path / "history.csv") for path in (whole, stopped)]
+    metrics = [[{k: v for k, v in row.items() if k not in CLOCKS} for row in history] for history in histories]
+    return {
+        "stopped_after_step": step,
+        "weights_bit_identical": all(before[k].numpy().tobytes() == after[k].numpy().tobytes() for k in before),
+        "largest_difference": max((before[k].double() - after[k].double()).abs().max().item() for k in before),
+        "metrics_equal": metrics[0] == metrics[1],
+    }
+
+
+def to_markdown(content: dict[str, Any]) -> str:
+    """Returns the page of a report."""
+    settings, hardware = content["settings"], content["hardware"]
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    blocks = [
+        f"# {'Rehearsal of the GPU report' if content['rehearsal'] else 'GPU report'}",
+        f"{hardware['accelerator'] or content['device']}; {hardware['cpu']}; {hardware['system']}. "
+        f"{versions}, CUDA {content['cuda']}. Commit {content['git_commit']}. Data set: {settings['dataset']}. "
+        f"Each training once (n = 1); stages: medians of {settings['repeats']}.",
+    ]
+    for part in content["parts"]:
+        blocks += [f"## {part['title']}", f"    {part['command']}"]
+        if "error" in part:
+            blocks.append(f"**Failed** after {part['seconds']:.0f} s: {part['error']}")
+            continue
+        results = part["results"]
+        blocks += [f"{part['seconds']:.1f} s in all. It printed:", f"```\n{results['stdout'].strip()}\n```"]
+        if results["stderr"]:
+            blocks.append(f"It warned: {' '.join(results['stderr'].split())}")
+        if "stopped_after_step" in results:
+            same = results["weights_bit_identical"] and results["metrics_equal"]
+            blocks.append(
+                f"Stopped after step {results['stopped_after_step']} and resumed: "
+                f"{'bit-identical' if same else '**NOT the same**'}. Weights differ by up to "
+                f"{results['largest_difference']:.3g}; equal metrics: {results['metrics_equal']}."
+            )
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_flags(values: dict[str, Any]) -> list[str]:
+    """Returns settings as flags of a command line; a boolean that is false has none."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is not False:
+            flags += [flag(name)] if value is True else [flag(name), str(value)]
+    return flags
+
+
+def run_module(words: list[str], timeout: float | None = None) -> tuple[str, str]:
+    """Runs ``python -m`` with these words to its end, and returns what it wrote to stdout and stderr.
+
+    Raises:
+        EnvironmentFailure: If it fails.
+        TimeoutExpired: If it is not over within ``timeout`` seconds.
+    """
+    with start_module(words) as process:
+        output, warnings = process.communicate(timeout=timeout)
+    if process.returncode:
+        reason = warnings.strip()[-300:]
+        raise EnvironmentFailure(f"{' '.join(words[:2])}: ended with exit code {process.returncode}: {reason}")
+    return output, warnings
+
+
+@contextmanager
+def start_module(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts ``python -m`` with these words. At the end of the block, it and all that it started are killed."""
+    command = [sys.executable, "-m", *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)

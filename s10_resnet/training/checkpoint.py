@@ -1,0 +1,119 @@
+"""Checkpoints of a training: what they hold, which one a run resumes from, and with which settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s10_resnet.config import TrainConfig, flag
+from s10_resnet.errors import InputError
+from s10_resnet.training.state import TrainingState
+from s10_resnet.utils import serialization
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.serialization import CheckpointError
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+CONTENT = {"state": dict, "max_lr": float, "config": dict, "dataset": str, "environment": dict}
+# Settings that may change when a run is resumed, because the result does not depend on them.
+RESUME_OVERRIDES = ("workers", "data_dir", "device", "checkpoint_every_minutes", "tensorboard")
+
+
+def find_checkpoint(run_dir: Path, path: Path) -> Path | None:
+    """Returns the checkpoint that ``path`` names, or the newest of the run; None if the run has none yet.
+
+    Raises:
+        InputError: If ``path`` is neither the run folder nor one of its checkpoints.
+    """
+    newest, previous = run_dir / CHECKPOINT, run_dir / PREVIOUS
+    if path.is_dir():
+        return next((checkpoint for checkpoint in (newest, previous) if checkpoint.exists()), None)
+    if path in (newest, previous):
+        return path
+    raise InputError(f"--resume {path}: must be a run folder, or its {CHECKPOINT} or {PREVIOUS}")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns the content of a checkpoint.
+
+    Raises:
+        CheckpointError: If it is damaged or no checkpoint; the message names the previous one, if that is intact.
+    """
+    try:
+        saved = serialization.load(path)
+    except CheckpointError as error:
+        hint = _hint(path.with_name(PREVIOUS)) if path.name == CHECKPOINT else ""
+        raise CheckpointError(f"--resume {error}{hint}") from None
+    complete = (
+        {key: type(value) for key, value in saved.items()} == CONTENT
+        and "ema_model" in saved["state"]
+        and "augment_on" in saved["environment"]
+        and 0 < saved["max_lr"] < math.inf
+    )
+    if not complete:
+        raise CheckpointError(f"--resume {path}: is not a checkpoint of this version of the package")
+    return saved
+
+
+def _hint(previous: Path) -> str:
+    try:
+        step = serialization.load(previous)["state"]["step"]
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return ""
+    return f"; the previous one is intact: --resume {previous} continues after step {step:,}"
+
+
+def restore(state: TrainingState, saved: dict[str, Any], epochs: int, steps_per_epoch: int) -> None:
+    """Loads a checkpoint into the state of a training of ``epochs * steps_per_epoch`` steps.
+
+    Raises:
+        CheckpointError: If it does not fit the settings, or contradicts itself.
+    """
+    try:
+        state.load_state_dict(saved["state"])
+        consistent = (
+            state.step == len(state.history) * steps_per_epoch + state.metrics.steps
+            and 0 <= state.metrics.steps <= steps_per_epoch
+            and 0 <= state.step <= epochs * steps_per_epoch
+        )
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"--resume: the checkpoint does not fit the run ({type(error).__name__})") from None
+    if not consistent:
+        raise CheckpointError("--resume: the checkpoint contradicts itself about the number of steps")
+
+
+def changed_settings(config: TrainConfig, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> list[str]:
+    """Returns the settings that differ from those of the run, in the flags given now or in its config.json."""
+    fixed = {name: value for name, value in dict(config).items() if name not in RESUME_OVERRIDES}
+    changed = [
+        f"{flag(name)} {given[name]} (the run has {value})"
+        for name, value in fixed.items()
+        if given.get(name, value) != value
+    ]
+    begun = dict(TrainConfig.from_json(saved["config"])) if saved else fixed
+    return changed + [
+        f"{flag(name)} {value} in config.json (the checkpoint has {begun[name]})"
+        for name, value in fixed.items()
+        if begun[name] != value
+    ]
+
+
+def warn_of_changed_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Warns if a run is resumed in another environment than it was begun in."""
+    before, now = _flatten(before), _flatten(now)
+    changed = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
+    if changed:
+        logger.warning(
+            "the environment has changed since this run was begun: %s. The run continues, but its result will not be "
+            "bit-identical to that of an uninterrupted run.",
+            ", ".join(changed),
+        )
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for key, branch in tree.items()
+        for name, value in (branch.items() if isinstance(branch, dict) else [(key, branch)])
+    }

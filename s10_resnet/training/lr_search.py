@@ -1,0 +1,77 @@
+"""The range test of a setup: run it, read it, and write its curve, plot and suggestions to a run folder."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+from s10_resnet.data.loader import iterate_batches
+from s10_resnet.training.lr_finder import LRCurve, Suggestion, range_test, smooth, suggest
+from s10_resnet.training.setup import Setup
+from s10_resnet.utils.console import format_table, logger, progress_bar
+from s10_resnet.utils.io import write_csv, write_json
+
+
+def run_range_test(setup: Setup) -> LRCurve:
+    """Runs the range test with the weights, order and augmentation of the settings' seed."""
+    config, model = setup.config, setup.build_model()
+    epochs = math.ceil(config.lr_finder_steps / setup.steps_per_epoch)
+    with iterate_batches(setup.build_loader(epochs)) as batches:
+        return range_test(
+            model,
+            batches,
+            setup.build_optimizer(model, lr=config.lr_finder_start_lr),
+            setup.build_criterion(),
+            setup.runtime,
+            start_lr=config.lr_finder_start_lr,
+            end_lr=config.lr_finder_end_lr,
+            steps=config.lr_finder_steps,
+            progress=partial(progress_bar, total=config.lr_finder_steps, desc="range test", unit="step"),
+        )
+
+
+def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
+    """Runs the range test, logs the suggestions, and writes lr_finder.csv, lr_finder.json and lr_finder.png."""
+    from s10_resnet.reporting import figures  # matplotlib takes a second to import
+
+    config = setup.config
+    logger.info(
+        f"range test: {config.lr_finder_steps} steps, learning rate {config.lr_finder_start_lr:g} to "
+        f"{config.lr_finder_end_lr:g}"
+    )
+    curve = run_range_test(setup)
+    found = suggest(curve)
+    if not len(curve.lrs):
+        return found  # the first loss was not finite: there is nothing to write
+    smoothed = smooth(curve)
+    points = zip(curve.lrs, curve.losses, smoothed, strict=True)
+    rows = [{"lr": lr, "loss": loss, "smoothed_loss": average} for lr, loss, average in points]
+    write_csv(run_dir / "lr_finder.csv", rows)
+    content = {
+        "recommended_max_lr": found.max_lr,
+        "recommended": found.recommended,
+        "reason": found.reason,
+        "suggestions": found.suggestions,
+        "dataset": setup.dataset,
+        "config": config.to_json(),
+        **setup.environment,
+    }
+    write_json(run_dir / "lr_finder.json", content)
+    figures.draw_range_test(
+        run_dir,
+        curve.lrs,
+        curve.losses,
+        smoothed,
+        suggestions=found.suggestions,
+        recommended=found.recommended,
+        dataset=setup.dataset,
+    )
+    table = [
+        [name, f"{lr:.2e}", "recommended" if name == found.recommended else ""]
+        for name, lr in found.suggestions.items()
+    ]
+    if table:
+        logger.info("\n".join(f"  {line.rstrip()}" for line in format_table(table)))
+    logger.info(found.reason)
+    return found

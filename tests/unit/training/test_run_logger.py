@@ -1,0 +1,261 @@
+"""What a training writes: names of files, keys and numbers."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from s10_resnet.config import TrainConfig
+from s10_resnet.data import synthetic
+from s10_resnet.data.transforms import MEAN, STD
+from s10_resnet.errors import EnvironmentFailure, InputError
+from s10_resnet.evaluation.inference import evaluate
+from s10_resnet.reporting import figures
+from s10_resnet.training.run_logger import RunLogger, TensorBoardWriter, best_epoch, require_tensorboard
+from s10_resnet.training.setup import create_setup
+from s10_resnet.training.state import EpochMetrics
+from s10_resnet.training.trainer import fit_run, resume, train
+from s10_resnet.utils import serialization
+from tests.runs import DRAW, FILES, PLOTS, RECORDS, WEIGHTS, failing, fault, names_in, rows, small, small_network
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+HISTORY = [
+    EpochMetrics(epoch, 2.0 / epoch, 0.1 * epoch, 1.5 / epoch, 0.2 * epoch, 0.01 * epoch, 3.0, 1.0, 100.0 + epoch)
+    for epoch in (1, 2, 3)
+]
+SUMMARY_KEYS = [
+    *("status", "dataset", "eval_split", "epochs", "parameters", "seed", "max_lr"),
+    *("final_train_accuracy", "final_eval_accuracy", "best_train_accuracy", "best_eval_accuracy", "best_epoch"),
+    *("final_train_loss", "final_eval_loss", "train_images", "eval_images", "train_seconds", "eval_seconds"),
+    *("images_per_second", "workers", "device", "precision", "world_size", "augment_on"),
+    *("versions", "git_commit", "hardware"),
+]
+WEIGHTS_KEYS = ["model", "epoch", "eval_accuracy", "eval_split", "dataset", "classes", "config"]
+
+
+@pytest.fixture
+def real_plots(monkeypatch):
+    monkeypatch.setattr(RunLogger, "_draw", DRAW)
+
+
+# Files
+
+
+def test_a_run_folder_holds_everything_and_nothing_else(tmp_path, real_plots, capsys):
+    train(small(tmp_path))
+    assert names_in(tmp_path / "run") == FILES
+    assert capsys.readouterr().err == ""
+    for name in PLOTS:
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_of_many_trainings_is_brief(tmp_path, real_plots, capsys):
+    config = small(tmp_path)
+    (tmp_path / "run").mkdir()
+    fit_run(create_setup(config), tmp_path / "run", 0.01, brief=True)
+    assert names_in(tmp_path / "run") == (WEIGHTS | RECORDS) - {"config.json"}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_config_is_written_as_it_was_given(finished):
+    config, folder, _ = finished
+    content = json.loads((folder / "config.json").read_text())
+    assert content == config.to_json()
+    assert list(content) == list(TrainConfig.model_fields)
+
+
+def test_the_summary_is_that_of_the_history(finished):
+    _, folder, summary = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list(summary) == SUMMARY_KEYS
+    history = rows(folder)
+    assert list(history[0]) == list(EpochMetrics.__dataclass_fields__)
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    last, accuracies = history[-1], [float(row["eval_accuracy"]) for row in history]
+    assert (summary["status"], summary["epochs"], summary["dataset"]) == ("completed", 2, "synthetic")
+    assert (summary["eval_split"], summary["train_images"], summary["eval_images"]) == ("test", 60, 12)
+    assert (summary["seed"], summary["max_lr"], summary["parameters"]) == (0, 0.005, 12160)
+    for name in ("train_accuracy", "eval_accuracy", "train_loss", "eval_loss"):
+        assert summary[f"final_{name}"] == float(last[name])
+    assert summary["best_eval_accuracy"] == max(accuracies)
+    assert summary["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    assert summary["best_train_accuracy"] == max(float(row["train_accuracy"]) for row in history)
+    seconds = sum(float(row["train_seconds"]) for row in history)
+    assert summary["train_seconds"] == pytest.approx(seconds)
+    assert summary["eval_seconds"] == pytest.approx(sum(float(row["eval_seconds"]) for row in history))
+    assert summary["images_per_second"] == pytest.approx(120 / seconds)
+
+
+def test_held_out_images_are_called_val(tmp_path):
+    summary = train(small(tmp_path, val_size=50, epochs=1))
+    assert (summary["eval_split"], summary["train_images"], summary["eval_images"]) == ("val", 60, 12)
+    assert serialization.load(tmp_path / "run" / "last.pt")["eval_split"] == "val"
+
+
+# Weights
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
+def test_saved_weights_give_the_accuracy_of_the_history(tmp_path, cpu, ema_decay):
+    config = small(tmp_path, epochs=6, ema_decay=ema_decay, max_lr=0.02)
+    summary = train(config)
+    folder, history = tmp_path / "run", rows(tmp_path / "run")
+    setup = create_setup(config)
+    for name, epoch in (("last.pt", 6), ("best.pt", summary["best_epoch"])):
+        content = serialization.load(folder / name)
+        assert list(content) == WEIGHTS_KEYS
+        assert (content["epoch"], content["eval_split"], content["dataset"]) == (epoch, "test", "synthetic")
+        assert content["config"] == config.to_json()
+        assert content["classes"] == list(synthetic.CLASSES)
+        network = small_network((0.0,) * 3, (1.0,) * 3)  # mean and std come with the weights
+        network.load_state_dict(content["model"])
+        assert torch.allclose(network.normalize.mean.flatten(), 255 * torch.tensor(MEAN))
+        assert torch.allclose(network.normalize.std.flatten(), 255 * torch.tensor(STD))
+        loss, accuracy, _ = evaluate(network, *setup.eval_tensors(), setup.build_criterion(), cpu)
+        row = history[epoch - 1]
+        assert accuracy == content["eval_accuracy"] == float(row["eval_accuracy"])
+        assert loss == float(row["eval_loss"])
+    assert summary["best_epoch"] < 6  # else the two files are the same
+
+
+def test_an_ema_is_saved_beside_the_weights_it_averages(tmp_path):
+    train(small(tmp_path, ema_decay=0.6))
+    state = serialization.load(tmp_path / "run" / "checkpoint.pt")["state"]
+    last = serialization.load(tmp_path / "run" / "last.pt")["model"]
+    ema = {name.removeprefix("module."): value for name, value in state["ema_model"].items() if name != "n_averaged"}
+    assert all(torch.equal(last[name], value) for name, value in ema.items())
+    assert not torch.equal(last["resnet.linear.weight"], state["model"]["resnet.linear.weight"])
+
+
+def test_the_best_epoch_is_the_first_of_equals():
+    history = [EpochMetrics(epoch, 1, 1, 1, accuracy, 1, 1, 1, 1) for epoch, accuracy in enumerate((0.1, 0.5, 0.5), 1)]
+    assert best_epoch(history).epoch == 2
+
+
+# Plots
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, real_plots, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "draw_plan", failing(ValueError("no such font")))
+    monkeypatch.setattr(figures, "draw_results", failing(KeyError("axes")))
+    assert train(small(tmp_path))["status"] == "completed"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a plot could not be drawn (ValueError: no such font)",
+        "warning: a plot could not be drawn (KeyError: 'axes')",
+    ]
+    assert names_in(tmp_path / "run") == WEIGHTS | RECORDS
+
+
+def test_a_disk_that_is_full_of_plots_is_no_warning(tmp_path, real_plots, monkeypatch):
+    monkeypatch.setattr(figures, "draw_results", failing(OSError(28, "No space left on device", "curves.png")))
+    with pytest.raises(EnvironmentFailure, match=r"^curves\.png: No space left on device"):
+        train(small(tmp_path))
+    monkeypatch.undo()
+    assert resume(tmp_path / "run")["status"] == "completed"
+
+
+# What a killed process has not written
+
+
+def test_files_of_the_epochs_before_are_written_again(half):
+    (half / "history.csv").unlink()
+    with fault(1, failing(MemoryError())), pytest.raises(EnvironmentFailure):
+        resume(half)
+    assert [row["epoch"] for row in rows(half)] == ["1"]
+
+
+def test_checkpoints_within_an_epoch_are_saved_in_time(tmp_path):
+    with fault(3, failing(MemoryError())), pytest.raises(EnvironmentFailure):
+        train(small(tmp_path, checkpoint_every_minutes=1e-9))
+    assert serialization.load(tmp_path / "run" / "checkpoint.pt")["state"]["step"] == 2
+    with fault(3, failing(MemoryError())), pytest.raises(EnvironmentFailure):
+        train(small(tmp_path, name="rare"))
+    assert not (tmp_path / "rare" / "checkpoint.pt").exists()
+
+
+# Lines
+
+
+def test_what_is_printed(tmp_path, capsys):
+    summary = train(small(tmp_path))
+    out, err = capsys.readouterr()
+    folder, *lines = out.splitlines()
+    assert err == ""
+    assert folder == f"writing to {tmp_path / 'run'}"
+    assert lines[:2] == [
+        "synthetic: 60 training and 12 test images; cpu, fp32, 0 workers",
+        "12,160 parameters, max LR 0.005",
+    ]
+    assert [line.split()[0] for line in lines[2:5]] == ["epoch", "1/2", "2/2"]
+    assert lines[5].startswith(
+        f"completed after epoch 2: synthetic, test accuracy {summary['final_eval_accuracy']:.2%} "
+        f"(best {summary['best_eval_accuracy']:.2%} in epoch {summary['best_epoch']}), "
+    )
+    assert lines[6] == f"see {tmp_path / 'run' / 'curves.png'}, or report.html for everything on one page"
+    assert len(lines) == 7
+
+
+# TensorBoard
+
+
+def scalars(folder):
+    """What TensorBoard would show."""
+    shown = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def test_each_epoch_is_logged_once_and_at_once(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    for epochs in (1, 2, 2, 3):
+        writer.log(HISTORY[:epochs])
+        assert [step for step, _ in scalars(tmp_path)["lr"]] == [1, 2, 3][:epochs]
+    writer.close()
+    expected = {
+        "loss/train": "train_loss",
+        "loss/eval": "eval_loss",
+        "accuracy/train": "train_accuracy",
+        "accuracy/eval": "eval_accuracy",
+        "lr": "lr",
+        "images_per_second": "images_per_second",
+    }
+    shown = scalars(tmp_path)
+    assert shown.keys() == expected.keys()
+    for tag, name in expected.items():
+        assert shown[tag] == [(metrics.epoch, pytest.approx(getattr(metrics, name))) for metrics in HISTORY]
+
+
+def test_a_resumed_run_replaces_what_it_logged_before(tmp_path):
+    for epochs in (2, 3):
+        writer = TensorBoardWriter(tmp_path)
+        writer.log(HISTORY[:epochs])
+        writer.close()
+    assert [step for step, _ in scalars(tmp_path)["accuracy/eval"]] == [1, 2, 3]
+
+
+def test_nothing_is_logged_before_there_is_an_epoch(tmp_path):
+    TensorBoardWriter(tmp_path / "tensorboard").close()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_training_logs_to_tensorboard_if_it_is_asked_to(tmp_path, finished):
+    train(small(tmp_path, tensorboard=True))
+    with (tmp_path / "run" / "history.csv").open(newline="") as file:
+        accuracies = [float(row["eval_accuracy"]) for row in csv.DictReader(file)]
+    shown = scalars(tmp_path / "run" / "tensorboard")["accuracy/eval"]
+    assert shown == [(1, pytest.approx(accuracies[0])), (2, pytest.approx(accuracies[1]))]
+    assert not (finished[1] / "tensorboard").exists()
+
+
+def test_without_tensorboard_nothing_is_begun(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(InputError, match=r"^--tensorboard: needs tensorboard, which is not installed: pip install"):
+        train(small(tmp_path, tensorboard=True))
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(InputError):
+        require_tensorboard()
