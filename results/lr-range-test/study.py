@@ -22,6 +22,12 @@ def read() -> list[LRCurve]:
     return [LRCurve(lrs, np.array([float(row[f"loss_seed_{seed}"]) for row in rows])) for seed in range(10)]
 
 
+def average(curves: list[LRCurve]) -> LRCurve:
+    """The mean loss of several tests at each learning rate that all of them reached."""
+    shortest = min(curves, key=lambda curve: len(curve.lrs))
+    return LRCurve(shortest.lrs, np.mean([curve.losses[: len(shortest.lrs)] for curve in curves], axis=0))
+
+
 def smoothed(rule: Callable, bandwidth: float) -> Rule:
     """A rule that reads the curve smoothed."""
     return lambda curve: rule(curve.lrs, lr_finder.smooth(curve, bandwidth))
@@ -87,20 +93,20 @@ def main() -> None:
     curves = read()
     for name, rule in (
         ("steepest", lr_finder.steepest),
-        ("minimum / 10", lr_finder.minimum_tenth),
+        ("minimum / 10", lr_finder.min_over_10),
         ("valley", lr_finder.valley),
         ("minimum", lambda lrs, losses: lrs[losses.argmin()]),
     ):
         tell(f"{name}, 0.15", [smoothed(rule, 0.15)(curve) for curve in curves])
     tell("minimum, unsmoothed", [curve.lrs[curve.losses.argmin()] for curve in curves])
     tell("bowl 0.1, 0.15, rims on steps", [smoothed(partial(rims_on_steps, share=0.1), 0.15)(c) for c in curves])
-    chosen = [smoothed(partial(lr_finder.bowl, share=0.2), 0.2)(curve) for curve in curves]
+    chosen = [smoothed(partial(lr_finder.flat_minimum, fraction=0.2), 0.2)(curve) for curve in curves]
     tell("bowl 0.2, 0.2, the first eight", [chosen[seed] for seed in FIRST_EIGHT])
     tell("bowl 0.2, 0.2", chosen)
     for share, bandwidth in ((0.15, 0.3), (0.1, 0.3), (0.2, 0.3), (0.15, 0.2), (0.15, 0.4)):
         tell(
             f"bowl {share}, {bandwidth}",
-            [smoothed(partial(lr_finder.bowl, share=share), bandwidth)(curve) for curve in curves],
+            [smoothed(partial(lr_finder.flat_minimum, fraction=share), bandwidth)(curve) for curve in curves],
         )
     for share in (0.15, 0.2):
         rule = smoothed(partial(centre_of_gravity, share=share), 0.3)
@@ -108,13 +114,13 @@ def main() -> None:
     for bandwidth in (0.15, 0.2, 0.3):
         tell(f"parabola 0.15, {bandwidth}", [parabola(curve, bandwidth, 0.15) for curve in curves])
 
-    taken = smoothed(lr_finder.bowl, lr_finder.BANDWIDTH)
+    taken = smoothed(lr_finder.flat_minimum, lr_finder.BANDWIDTH)
     for length in (20, 25):
         tell_resampled(f"1,000 resampled, pieces of {length}", [taken(c) for c in resampled(curves, length, 1000)])
     for tests in (2, 3):
         drawn = resampled(curves, 20, 1000 * tests)
         groups = [drawn[i : i + tests] for i in range(0, len(drawn), tests)]
-        tell_resampled(f"averages of {tests}, pieces of 20", [taken(lr_finder.average(group)) for group in groups])
+        tell_resampled(f"averages of {tests}, pieces of 20", [taken(average(group)) for group in groups])
 
 
 if __name__ == "__main__":
