@@ -97,11 +97,14 @@ class RunLogger(TrainingLogger):
         if self.brief:
             return summary
         self._draw(lambda: self._draw_results(state, summary))
+        split = summary["eval_split"]
         logger.info(
-            f"{status} after epoch {summary['epochs']}: {summary['dataset']}, {summary['eval_split']} accuracy "
-            f"{summary['final_eval_accuracy']:.2%} (best {summary['best_eval_accuracy']:.2%} in epoch "
-            f"{summary['best_epoch']}), {summary['train_seconds']:,.1f} s of training steps, "
-            f"{summary['images_per_second']:,.0f} images/s"
+            f"{status} after epoch {summary['epochs']}: {summary['dataset']}, {split} accuracy "
+            f"{summary['final_eval_accuracy']:.2%}"
+        )
+        logger.info(
+            f"best {split} accuracy {summary['best_eval_accuracy']:.2%} in epoch {summary['best_epoch']}; "
+            f"{summary['train_seconds']:,.1f} s of training steps, {summary['images_per_second']:,.0f} images/s"
         )
         logger.info(f"see {self.run_dir / 'curves.png'}, or report.html for everything on one page")
         return summary

@@ -191,12 +191,12 @@ def test_what_is_printed(tmp_path, capsys):
         "12,160 parameters, max LR 0.005",
     ]
     assert [line.split()[0] for line in lines[2:5]] == ["epoch", "1/2", "2/2"]
-    assert lines[5].startswith(
-        f"completed after epoch 2: synthetic, test accuracy {summary['final_eval_accuracy']:.2%} "
-        f"(best {summary['best_eval_accuracy']:.2%} in epoch {summary['best_epoch']}), "
-    )
-    assert lines[6] == f"see {tmp_path / 'run' / 'curves.png'}, or report.html for everything on one page"
-    assert len(lines) == 7
+    assert lines[5] == f"completed after epoch 2: synthetic, test accuracy {summary['final_eval_accuracy']:.2%}"
+    assert lines[6].startswith(f"best test accuracy {summary['best_eval_accuracy']:.2%} in epoch ")
+    assert lines[6].endswith(f" s of training steps, {summary['images_per_second']:,.0f} images/s")
+    assert lines[7] == f"see {tmp_path / 'run' / 'curves.png'}, or report.html for everything on one page"
+    assert len(lines) == 8
+    assert max(map(len, lines[:7])) <= 80
 
 
 # TensorBoard
