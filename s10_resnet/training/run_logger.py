@@ -118,10 +118,10 @@ class RunLogger(TrainingLogger):
             if state.metrics.steps == 0:
                 self._save_weights(state)
             self.on_train_end(state, "interrupted")
-        logger.info(
-            f"saved after step {state.step:,} of {self.config.epochs * self.setup.steps_per_epoch:,}; "
-            f"{command('train')} --resume {self.run_dir} continues from there"
-        )
+        if not self.brief:
+            total = self.config.epochs * self.setup.steps_per_epoch
+            logger.info(f"saved after step {state.step:,} of {total:,}")
+            logger.info(f"{command('train')} --resume {self.run_dir} continues from there")
 
     def save_checkpoint(self, state: TrainingState) -> None:
         """Writes a checkpoint and keeps the previous one.
