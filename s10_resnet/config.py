@@ -94,11 +94,11 @@ _model, _training, _augmentation, _data, _hardware, _lr_finder, _output = (
 
 # Fields of several commands.
 _CHECKPOINT = _model(..., "run folder (its last.pt) or file of weights: best.pt, last.pt or *.safetensors")
-_TTA = _model("none", "test-time augmentation: average over the mirror image, or over shifted images, too")
+_TTA = _model("none", "test-time augmentation: average the logits over the mirror image, or also over shifted images")
 _MAX_TRAIN_SAMPLES = _data(0, "use the first N training and N / 5 test images; 0 uses all")
 _DATA_DIR = _data(
     lambda: Path(os.environ.get("S10_DATA_DIR") or "data"),
-    "folder that holds, or gets, cifar-10-batches-py; the environment variable S10_DATA_DIR sets the default",
+    "folder of cifar-10-batches-py, or to download it to; the environment variable S10_DATA_DIR sets the default",
 )
 _DEVICE = _hardware("auto", "auto, cpu, cuda, cuda:N or mps")
 _PRECISION = _hardware("auto", "precision of the forward pass")
@@ -154,7 +154,7 @@ class OneCycleConfig(Settings):
     anneal_strategy: Literal["linear", "cos"] = _training("linear", "linear or cosine annealing")
     div_factor: float = _training(25.0, "initial_lr = max_lr / div_factor", ge=1)
     final_div_factor: float = _training(1e4, "min_lr = initial_lr / final_div_factor", ge=1)
-    ema_decay: float = _training(0.0, "EMA decay per step; 0 disables it", ge=0, lt=1)
+    ema_decay: float = _training(0.0, "decay per step of the EMA of the weights; 0 disables it", ge=0, lt=1)
 
 
 class RunConfig(Settings):
@@ -169,7 +169,7 @@ class RunConfig(Settings):
     whitening_init: bool = _training(True, "initialize the first convolution to whiten patches, and freeze it")
     crop_padding: int = _augmentation(4, "reflection padding before the random crop; 0 disables it", ge=0, le=16)
     flip: Literal["random", "alternating", "none"] = _augmentation(
-        "alternating", "horizontal flip: with probability 0.5, or of every image in every second epoch"
+        "alternating", "horizontal flip: with probability 0.5, or each image in every second epoch"
     )
     cutout_size: int = _augmentation(10, "side of the square filled with the mean pixel; 0 disables it", ge=0, le=32)
     color_jitter: float = _augmentation(0.0, "jitter of brightness, contrast and saturation; 0 disables it", ge=0, le=1)
@@ -184,7 +184,7 @@ class RunConfig(Settings):
     precision: Precision = _PRECISION
     augment_on: AugmentOn = _AUGMENT_ON
     workers: NumWorkers = _WORKERS
-    deterministic: bool = _hardware(False, "deterministic algorithms on CUDA, too, which are slower there")
+    deterministic: bool = _hardware(False, "use deterministic algorithms on CUDA, which are slower")
     lr_finder_start_lr: LearningRate = _lr_finder(1e-6, "first learning rate")
     lr_finder_end_lr: LearningRate = _lr_finder(1.0, "last learning rate")
     lr_finder_steps: int = _lr_finder(100, "number of training steps", ge=20, le=100_000)
@@ -213,7 +213,7 @@ class TrainConfig(RunConfig, OneCycleConfig):
     """Settings of ``train.py``."""
 
     checkpoint_every_minutes: float = _output(5.0, "minutes between checkpoints within an epoch", gt=0)
-    tensorboard: bool = _output(False, "log to TensorBoard, too")
+    tensorboard: bool = _output(False, "also log to TensorBoard")
 
 
 class SweepConfig(TrainConfig):
@@ -226,8 +226,8 @@ class SweepConfig(TrainConfig):
         "settings to change together, such as flip=alternating or 'cutout-size=6 max-lr=7e-3'; of several values, such "
         "as max-lr=2e-3,5e-3, each is tried, in all combinations",
     )
-    num_seeds: int = _training(3, "trainings per variant, with --seed and the seeds after it", ge=1, le=10_000)
-    val_size: int = _data(5000, "training images held out and evaluated on; 0: the test images are", ge=0)
+    num_seeds: int = _training(3, "runs per variant, with --seed and the seeds after it", ge=1, le=10_000)
+    val_size: int = _data(5000, "training images held out for evaluation; 0 evaluates on the test images", ge=0)
     dataset: Literal["cifar10", "synthetic"] = _data("cifar10", "data set")
 
     @property
@@ -285,7 +285,7 @@ class BenchmarkConfig(Settings):
     gpu_report: bool = _training(
         False,
         "instead, measure on a CUDA GPU whole trainings, data loading, idle time, precisions and resuming, in about 8 "
-        "minutes, to gpu-report.md; with --quick, rehearse that on any device with a few synthetic images",
+        "minutes, to gpu-report.md; with --quick, a dry run on any device with a few synthetic images",
     )
     epochs: int = _training(24, "number of epochs of the whole process", ge=1, le=10_000)
     batch_size: int = _training(512, "images per training step", ge=2)

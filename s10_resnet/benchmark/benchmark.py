@@ -38,6 +38,8 @@ from s10_resnet.utils.signals import block_signals, graceful_shutdown
 
 BASELINE = "s10_resnet.benchmark.baseline"
 MAX_LR = 5e-3
+# The settings of the baseline script, so that both do the same work.
+BASELINE_SETTINGS: dict[str, Any] = {"flip": "random", "cutout_size": 8, "dirac_init": False, "whitening_init": False}
 UNLIMITED = 10_000  # epochs: the schedule of a measurement never ends
 CPU_MATMUL_SIZES = (1024, 2048, 4096)  # rows and columns; which is the fastest depends on the machine
 MATMUL_SIZES = (4096, 8192, 16384)  # on a GPU
@@ -71,7 +73,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     if config.gpu_report:
         return create_gpu_report(config)
     shared = BenchmarkConfig.model_fields.keys() & TrainConfig.model_fields.keys()
-    setup = create_setup(TrainConfig(**{name: getattr(config, name) for name in shared}))
+    settings: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    setup = create_setup(TrainConfig(**settings, **BASELINE_SETTINGS))
     run_dir = create_run_dir(config.output_dir, config.name, "benchmark")
     logger.info(setup.description)
     logger.info(f"batches of {config.batch_size:,}; the baseline script: fp32, {baseline_workers(setup)} workers")
@@ -164,7 +167,7 @@ def measure_process(setup: Setup, _: BaselineTimer, __: int) -> dict[str, Any]:
     assert isinstance(config, TrainConfig)
     with tempfile.TemporaryDirectory() as folder:
         own = {"workers": setup.workers, "augment_on": setup.augment_on, "output_dir": folder, "epochs": config.epochs}
-        train = ["s10_resnet", "train", *to_flags({**_shared_flags(setup), **own})]
+        train = ["s10_resnet", "train", *to_flags({**_shared_flags(setup), **own, **BASELINE_SETTINGS})]
         script = [BASELINE, *_baseline_flags(setup), "--epochs", str(config.epochs)]
         package, baseline = (partial(_time, partial(run_module, words)) for words in (train, script))
         name, images = f"whole process, --epochs {config.epochs}", config.epochs * len(setup.train.labels)

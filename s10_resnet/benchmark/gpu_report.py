@@ -31,7 +31,7 @@ POLL_SECONDS = 0.02
 SHARED = ("dataset", "data_dir", "device", "max_train_samples", "batch_size")
 STAGES = "stages beside the baseline script"
 RESUME = "3 epochs, deterministic, stopped and resumed"
-REHEARSAL = {  # what --quick sets instead: the two minutes of two cores are for the start of fifteen processes
+DRY_RUN = {  # what --quick sets instead: the two minutes of two cores are for the start of fifteen processes
     "quick": False,
     "dataset": "synthetic",
     "max_train_samples": 64,
@@ -44,25 +44,25 @@ REHEARSAL = {  # what --quick sets instead: the two minutes of two cores are for
 def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
     """Measures whole trainings, data loading, idle time, precisions and resuming, each within a limit of time.
 
-    With ``quick`` a rehearsal: the same on any device but for fp16, with a few images of the synthetic data set.
+    With ``quick`` a dry run: the same on any device but for fp16, with a few images of the synthetic data set.
 
     Returns:
         The content of ``gpu-report.json``, which is written after every part, as is ``gpu-report.md``: ``parts``, each
-        with ``title``, ``command``, ``seconds``, and ``results`` or ``error``; ``rehearsal``; versions and hardware.
+        with ``title``, ``command``, ``seconds``, and ``results`` or ``error``; ``dry_run``; versions and hardware.
 
     Raises:
-        InputError: Without a CUDA GPU, unless it is a rehearsal; for a name that exists.
+        InputError: Without a CUDA GPU, unless it is a dry run; for a name that exists.
         ShutdownRequested: After Ctrl-C or SIGTERM.
     """
-    rehearsal = config.quick
-    if rehearsal:
-        config = config.replace(**REHEARSAL)
+    dry_run = config.quick
+    if dry_run:
+        config = config.replace(**DRY_RUN)
     device = resolve_runtime(config.device).device
-    if device.type != "cuda" and not rehearsal:
-        raise InputError(f"--gpu-report: must be on a CUDA GPU, not {device}; with --quick it is rehearsed anywhere")
+    if device.type != "cuda" and not dry_run:
+        raise InputError(f"--gpu-report: must be on a CUDA GPU, not {device}; with --quick it does a dry run anywhere")
     run_dir = create_run_dir(config.output_dir, config.name, "gpu-report")
     environment = {"device": str(device), "cuda": torch.version.cuda, **collect_environment(device)}
-    content = {"rehearsal": rehearsal, "settings": config.to_json(), **environment, "parts": []}
+    content = {"dry_run": dry_run, "settings": config.to_json(), **environment, "parts": []}
     shared = {name: getattr(config, name) for name in SHARED}
     with tempfile.TemporaryDirectory() as work_dir:
         for title, command, flags, limit in list_commands(config, on_cuda=device.type == "cuda"):
@@ -142,7 +142,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     settings, hardware = content["settings"], content["hardware"]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     blocks = [
-        f"# {'Rehearsal of the GPU report' if content['rehearsal'] else 'GPU report'}",
+        f"# {'Rehearsal of the GPU report' if content['dry_run'] else 'GPU report'}",
         f"{hardware['accelerator'] or content['device']}; {hardware['cpu']}; {hardware['system']}. "
         f"{versions}, CUDA {content['cuda']}. Commit {content['git_commit']}. Data set: {settings['dataset']}. "
         f"Each training once (n = 1); stages: medians of {settings['repeats']}.",
@@ -167,11 +167,13 @@ def to_markdown(content: dict[str, Any]) -> str:
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:
-    """Returns settings as flags of a command line; a boolean that is false has none."""
+    """Returns settings as flags of a command line."""
     flags: list[str] = []
     for name, value in values.items():
-        if value is not False:
-            flags += [flag(name)] if value is True else [flag(name), str(value)]
+        if isinstance(value, bool):
+            flags.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            flags += [flag(name), str(value)]
     return flags
 
 

@@ -7,8 +7,9 @@ and a training can be resumed at any step:
 - The augmentation of a batch is seeded with (seed, epoch, batch index, rank).
 - The images that an alternating flip flips in the first epoch are seeded with the seed and spawn key 1.
 
-`SeedSequence` pads keys with zeros, so the order and the first batch on the device, (seed, epoch) and
-(seed, epoch, 0, 0), share a stream. They make of it a permutation and positions, which are still uniformly distributed.
+NumPy pads seeds with zeros, so ``default_rng((seed, epoch))`` and ``default_rng((seed, epoch, 0, 0))`` are the same
+stream: the order of an epoch and the device augmentation of its first batch use the same random bits. Both remain
+uniformly distributed.
 """
 
 from __future__ import annotations

@@ -60,6 +60,3 @@ def welch_interval(values: Sequence[float], reference: Sequence[float]) -> dict[
 
 def _to_list(interval: Sequence[float]) -> list[float]:
     return [float(bound) for bound in interval]
-
-
-# The functions before: still called by sweep_results.py and repetition.py, and gone with them.

@@ -219,7 +219,7 @@ def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
             checkpoint = find_checkpoint(run_dir, run_dir)
             saved = load_checkpoint(checkpoint) if checkpoint else None
             max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
-            summary = fit_run(setup, run_dir, max_lr, saved, brief=True)
+            summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
     except TrainingError as error:
         return TrialResult(**named, failed=str(error))
     model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)

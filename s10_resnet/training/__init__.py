@@ -1,1 +1,1 @@
-"""One training: optimizer, loop, range test, and what it leaves."""
+"""Training: optimizer, loop, range test, checkpoints and logging."""

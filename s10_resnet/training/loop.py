@@ -21,7 +21,7 @@ def train_one_epoch(
     """Takes one optimizer step per batch. A signal never interrupts a step.
 
     The loss is not read in a step, so nothing synchronizes with the device. A non-finite loss sets ``found_inf`` of the
-    fused optimizer, which makes it skip the update on the device.
+    fused optimizer, which makes it skip this update and all that follow in the epoch, on the device.
 
     Args:
         state: Changed in place.
@@ -30,7 +30,8 @@ def train_one_epoch(
         on_step: Called after every step.
 
     Raises:
-        TrainingError: If a loss is not finite. The weights are those before that step.
+        TrainingError: If a loss is not finite. The parameters are those before that step, BatchNorm's running
+            statistics are not.
     """
     runtime, optimizer, metrics = state.runtime, state.optimizer, state.metrics
     state.model.train()
@@ -47,7 +48,7 @@ def train_one_epoch(
                 state.check_loss()
             failed = metrics.failed > 0
             optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # read by fused optimizers
-            if runtime.scaler.is_enabled():  # GradScaler replaces found_inf by its own: it has to see a bad gradient
+            if runtime.scaler.is_enabled():  # GradScaler overwrites found_inf; a NaN loss makes it skip the step
                 loss = loss * torch.where(failed, torch.nan, 1.0)
             optimizer.zero_grad()
             runtime.scaler.scale(loss).backward()

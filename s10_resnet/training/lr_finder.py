@@ -2,7 +2,7 @@
 
 The test increases the learning rate at every step and records the loss. The usual rules were made for SGD, whose loss
 diverges soon after its best rate. Adam's does not: its curve has a wide, flat minimum, for which those rules recommend
-a rate ten times too low or thirty times too high. `flat_minimum` reads such a curve. results/LOG.md has the evidence.
+rates about ten times too low. `flat_minimum` reads such a curve. results/LOG.md has the evidence.
 """
 
 from __future__ import annotations
@@ -194,6 +194,6 @@ def suggest(curve: LRCurve) -> Suggestion:
     return Suggestion(
         {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in RULES.items()},
         "flat_minimum",
-        "flat_minimum is the middle of the learning rates whose loss is close to the minimum; the other rules were "
-        "made for SGD and are too low for Adam, whose curve is wide and flat there",
+        "flat_minimum is the middle of the learning rates whose loss is close to the minimum. Treat it as an upper "
+        "bound: in whole trainings a third of it was better (docs/learning-rate.md)",
     )

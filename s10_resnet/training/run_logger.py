@@ -1,4 +1,4 @@
-"""What a training leaves: checkpoints, weights, metrics, plots, and lines on the terminal."""
+"""Writes checkpoints, weights, metrics and plots, and logs the progress."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class RunLogger(TrainingLogger):
         setup: What is trained.
         run_dir: The run folder, locked.
         max_lr: Peak learning rate.
-        brief: One of many trainings: no plots, no report and no line per epoch.
+        quiet: Write no plots and no report, and log no line per epoch.
     """
 
-    def __init__(self, setup: Setup, run_dir: Path, max_lr: float, *, brief: bool = False) -> None:
+    def __init__(self, setup: Setup, run_dir: Path, max_lr: float, *, quiet: bool = False) -> None:
         assert isinstance(setup.config, TrainConfig)
         self.setup, self.config, self.run_dir, self.max_lr = setup, setup.config, run_dir, max_lr
-        self.brief = brief
+        self.quiet = quiet
         self.environment = setup.environment
         self.progress = Progress(
-            setup.config.epochs, len(setup.train.labels), setup.steps_per_epoch, setup.eval_split, lines=not brief
+            setup.config.epochs, len(setup.train.labels), setup.steps_per_epoch, setup.eval_split, lines=not quiet
         )
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
@@ -64,7 +64,7 @@ class RunLogger(TrainingLogger):
 
     def on_train_start(self, state: TrainingState) -> None:
         """Draws what is known before the first step; of a resumed run, writes the files of its epochs again."""
-        if not self.brief and not (self.run_dir / "lr_schedule.png").exists():
+        if not self.quiet and not (self.run_dir / "lr_schedule.png").exists():
             self._draw(self._draw_plan)
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
@@ -94,7 +94,7 @@ class RunLogger(TrainingLogger):
         self.close()
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
-        if self.brief:
+        if self.quiet:
             return summary
         self._draw(lambda: self._draw_results(state, summary))
         split = summary["eval_split"]
@@ -118,7 +118,7 @@ class RunLogger(TrainingLogger):
             if state.metrics.steps == 0:
                 self._save_weights(state)
             self.on_train_end(state, "interrupted")
-        if not self.brief:
+        if not self.quiet:
             total = self.config.epochs * self.setup.steps_per_epoch
             logger.info(f"saved after step {state.step:,} of {total:,}")
             logger.info(f"{command('train')} --resume {self.run_dir} continues from there")

@@ -43,7 +43,7 @@ class Trainer:
         saved: The content of a checkpoint to continue from; by default the training starts at step 0.
 
     Attributes:
-        state: The state of the training at all times.
+        state: The current training state.
 
     Raises:
         CheckpointError: If the checkpoint does not fit the settings.
@@ -63,7 +63,7 @@ class Trainer:
         """Trains from the current step to the end of the last epoch, in every process alike.
 
         Raises:
-            TrainingError: If a loss is not finite. The weights are those before that step.
+            TrainingError: If a loss is not finite. The parameters are those before that step.
             ShutdownRequested: After Ctrl-C or SIGTERM, between two steps.
         """
         state, steps_per_epoch = self.state, self.setup.steps_per_epoch
@@ -103,7 +103,7 @@ class Trainer:
 
 
 def fit_run(
-    setup: Setup, run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, brief: bool = False
+    setup: Setup, run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, quiet: bool = False
 ) -> dict[str, Any]:
     """Trains to the end in a run folder, which must be locked, and leaves it resumable however the training ends.
 
@@ -112,7 +112,7 @@ def fit_run(
         run_dir: The run folder.
         max_lr: Peak learning rate.
         saved: The content of a checkpoint to continue from.
-        brief: See `RunLogger`.
+        quiet: See `RunLogger`.
 
     Returns:
         The content of ``summary.json``.
@@ -122,12 +122,12 @@ def fit_run(
         EnvironmentFailure: If the disk is full, a worker was killed and the like.
         ShutdownRequested: After Ctrl-C or SIGTERM, once everything is saved.
     """
-    log = RunLogger(setup, run_dir, max_lr, brief=brief)
+    log = RunLogger(setup, run_dir, max_lr, quiet=quiet)
     try:
         trainer = Trainer(setup, max_lr, saved)
         state = trainer.state
         try:
-            if not brief:
+            if not quiet:
                 logger.info(f"{count_parameters(state.model):,} parameters, max LR {max_lr:.3g}")
             log.on_train_start(state)
             trainer.fit(log)
@@ -140,9 +140,7 @@ def fit_run(
         except TrainingError as error:
             if state.history:
                 log.on_train_end(state, "failed")
-            raise TrainingError(
-                f"{error}. Try a lower --max-lr: {command('find_lr')} recommends one. {run_dir} has the epochs before"
-            ) from None
+            raise TrainingError(f"{error}. Try a lower --max-lr. {run_dir} contains the epochs before") from None
     except Exception as error:
         cause = explain_system_error(error)
         if cause is None:
@@ -228,7 +226,7 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
             lock.enter_context(exclusive_lock(run_dir))
         source = checkpoint.find_checkpoint(run_dir, path)
         saved = checkpoint.load_checkpoint(source) if source else None
-        setup = resume_setup(run_dir, saved, given)
+        setup = _resume_setup(run_dir, saved, given)
         if other_rank:
             _fit_on_other_rank(setup, saved)
             return {}
@@ -261,7 +259,7 @@ def find_lr(config: FindLRConfig) -> Suggestion:
     return found
 
 
-def resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup:
+def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup:
     """Returns the setup of a run that is resumed.
 
     Raises:
@@ -275,9 +273,9 @@ def resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str
     if changed:
         raise InputError(f"--resume {run_dir}: a run cannot be resumed with other settings: {'; '.join(changed)}")
     config = config.replace(**{name: given[name] for name in checkpoint.RESUME_OVERRIDES if name in given})
-    begun = {"dataset": saved["dataset"], "augment_on": saved["environment"]["augment_on"]} if saved else {}
-    setup = create_setup(config.replace(**begun))
-    return setup.with_config(config)
+    # "auto" has to resolve to what the checkpoint was trained with; the setup keeps the settings as they were given.
+    resolved = {"dataset": saved["dataset"], "augment_on": saved["environment"]["augment_on"]} if saved else {}
+    return create_setup(config.replace(**resolved)).with_config(config)
 
 
 def resolve_max_lr(setup: Setup, run_dir: Path) -> float:

@@ -132,7 +132,8 @@ def test_whole_processes_do_the_same_work(small_setup, monkeypatch, augment_on):
     assert (stage["name"], stage["images"], len(stage["package"])) == ("whole process, --epochs 2", 120, 1)
     (package, *words), (script, *others) = commands
     assert (package, words.pop(0), script) == ("s10_resnet", "train", "s10_resnet.benchmark.baseline")
-    flags, baseline_flags = (dict(zip(words[::2], words[1::2], strict=True)) for words in (words, others))
+    assert words[-6:] == ["--flip", "random", "--cutout-size", "8", "--no-dirac-init", "--no-whitening-init"]
+    flags, baseline_flags = (dict(zip(words[::2], words[1::2], strict=True)) for words in (words[:-6], others))
     assert flags.pop("--augment-on") == augment_on
     del flags["--output-dir"]
     assert flags.pop("--workers") == "0"

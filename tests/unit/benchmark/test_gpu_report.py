@@ -139,7 +139,7 @@ def test_a_signal_ends_the_report(report):
 
 def test_settings_become_flags():
     assert gpu_report.to_flags({"batch_size": 5, "deterministic": True, "profile": False, "device": "cpu"}) == [
-        "--batch-size", "5", "--deterministic", "--device", "cpu"
+        "--batch-size", "5", "--deterministic", "--no-profile", "--device", "cpu"
     ]  # fmt: skip
 
 

@@ -53,10 +53,10 @@ def test_a_run_folder_holds_everything_and_nothing_else(tmp_path, real_plots, ca
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_of_many_trainings_is_brief(tmp_path, real_plots, capsys):
+def test_one_of_many_trainings_is_quiet(tmp_path, real_plots, capsys):
     config = small(tmp_path)
     (tmp_path / "run").mkdir()
-    fit_run(create_setup(config), tmp_path / "run", 0.01, brief=True)
+    fit_run(create_setup(config), tmp_path / "run", 0.01, quiet=True)
     assert names_in(tmp_path / "run") == (WEIGHTS | RECORDS) - {"config.json"}
     assert capsys.readouterr() == ("", "")
 
