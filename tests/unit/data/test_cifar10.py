@@ -344,3 +344,14 @@ def test_the_synthetic_data_set_does_not_import_torchvision():
     code = "import sys; from s10_resnet.data import dataset, loader; dataset.load_dataset('synthetic', None); "
     code += "print('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_an_error_with_intact_files_is_that_of_torchvision(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("an error of torchvision")
+
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setattr(cifar10, "check_integrity", lambda *_: True)
+    monkeypatch.setattr(cifar10, "CIFAR10", type("CIFAR10", (cifar10.CIFAR10,), {"__init__": fail}))
+    with pytest.raises(InputError, match=f"^--data-dir {tmp_path}: an error of torchvision$"):
+        cifar10.read_cifar10(tmp_path)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from s10_resnet.errors import InputError
-from s10_resnet.utils.launch import LaunchEnv, launch_env
+from s10_resnet.utils.launch import LaunchEnv, command, launch_env
 from tests.conftest import REPOSITORY
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
@@ -68,3 +68,18 @@ def test_nonsense_is_one_line(launched, text, message):
 def test_torch_is_not_imported_for_it():
     script = "import sys; from s10_resnet import errors; from s10_resnet.utils import console, io, launch, signals; "
     subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], cwd=REPOSITORY, check=True)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("scripts/train.py", "python scripts/find_lr.py"),
+        ("/usr/local/bin/s10-train", "s10-find-lr"),
+        ("s10_resnet/__main__.py", "python -m s10_resnet find_lr"),
+        ("notebook.py", "s10-find-lr"),
+    ],
+)
+def test_other_commands_are_named_as_this_one_was_run(monkeypatch, program, expected):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", [program])
+    assert command("find_lr") == expected
