@@ -1,6 +1,7 @@
 """The commands from flags to files."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -195,6 +196,7 @@ def test_make_checks_and_trains():
     ended = subprocess.run(
         ["make", "--dry-run", "--old-file=.venv/.installed", f"PYTHON={sys.executable}", "train", "test"],
         cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},  # of make test itself
         capture_output=True,
         text=True,
         check=True,
@@ -207,3 +209,12 @@ def test_make_checks_and_trains():
         ".venv/bin/python -m pytest -m 'not slow'",
     ]
     assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))], ids=str)
+def test_links_of_the_documentation_lead_somewhere(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert re.findall(r"@[A-Z]+@", text) == []
