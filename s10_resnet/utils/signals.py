@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -110,3 +111,7 @@ def _receive(signum: int, frame: FrameType | None) -> None:
     urgent = signum == signal.SIGINT and not first
     if urgent or (first and _depth == 0):
         raise ShutdownRequested(signum, urgent)
+    if first and signum == signal.SIGINT:
+        # To the file descriptor: the step may be writing to sys.stderr. On a slow machine a step takes seconds.
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this step; Ctrl-C again quits now\n")

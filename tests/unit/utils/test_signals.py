@@ -101,7 +101,7 @@ def test_in_a_thread_it_does_nothing():
 
 
 @BOTH
-def test_a_step_is_carried_to_its_end(signum):
+def test_a_step_is_carried_to_its_end(signum, capfd):
     done = []
 
     @graceful_shutdown()
@@ -115,6 +115,8 @@ def test_a_step_is_carried_to_its_end(signum):
 
     assert caught(block) == (signum, False)
     assert done == ["inner", "outer"]
+    answer = "\nstopping after this step; Ctrl-C again quits now\n" if signum == SIGINT else ""
+    assert capfd.readouterr().err == answer
 
 
 def test_an_error_in_a_step_goes_before_the_stop():
