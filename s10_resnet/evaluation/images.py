@@ -70,8 +70,10 @@ def to_array(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
     with suppress(Exception):  # damaged metadata is no reason to refuse the pixels
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # gray of 16 bits, which Pillow would clip at 255
-        pixels = np.asarray(image, np.float32) / 257
-        image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+        pixels, transparent = np.asarray(image, np.float32), image.info.get("transparency")
+        image = Image.fromarray((pixels / 257).clip(0, 255).round().astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -115,6 +115,7 @@ def test_transparent_pixels_are_white(tmp_path, pixels):
     ("depth", "color", "row", "transparent"),
     [
         (8, 0, bytes([100] * 16 + [5] * 16), struct.pack(">H", 5)),
+        (16, 0, struct.pack(">32H", *[257 * 100] * 16, *[257 * 5] * 16), struct.pack(">H", 257 * 5)),
         (16, 2, struct.pack(">96H", *[257 * 100] * 48, *[257 * 5] * 48), struct.pack(">3H", *[257 * 5] * 3)),
         (8, 2, bytes([100] * 48 + [5] * 48), struct.pack(">3H", 5, 5, 5)),
     ],
