@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -73,5 +74,5 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
     ]
     if table:
         logger.info("\n".join(f"  {line.rstrip()}" for line in format_table(table)))
-    logger.info(found.reason)
+    logger.info(textwrap.fill(found.reason, 79))
     return found

@@ -65,11 +65,13 @@ def test_curve_suggestions_and_plot_are_written(tmp_path, monkeypatch, capsys):
     ]
     assert (content["recommended_max_lr"], content["suggestions"]) == (found.max_lr, found.suggestions)
     assert (content["recommended"], content["config"]["seed"]) == ("flat_minimum", 5)
-    first, *table, reason = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    first, table, reason = lines[0], lines[1 : 1 + len(RULES)], lines[1 + len(RULES) :]
     assert first == "range test: 100 steps, learning rate 1e-06 to 1"
     assert [line.split()[0] for line in table] == list(RULES)
     assert table[-1].split()[1:] == [f"{found.max_lr:.2e}", "recommended"]
-    assert reason == found.reason
+    assert " ".join(reason) == found.reason
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_curve_without_a_minimum_is_written_too(tmp_path, monkeypatch, capsys):
