@@ -8,6 +8,8 @@ convolution, colour jitter on the device, larger images, more sets of views):
     PYTHONPATH=. python results/accuracy/screening.py confirm OUT DATA_DIR DEADLINE  rows of whole bundles
     PYTHONPATH=. python results/accuracy/screening.py final OUT DATA_DIR DEADLINE    run folders, test images
 
+This is a tidied copy of the script that ran; of the copy only the stage ``effects`` has been run.
+
 DEADLINE is in seconds since 1970. Several processes may share OUT: each claims the trainings that it starts.
 """
 

@@ -195,5 +195,5 @@ def suggest(curve: LRCurve) -> Suggestion:
         {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in RULES.items()},
         "flat_minimum",
         "flat_minimum is the middle of the learning rates whose loss is close to the minimum. Treat it as an upper "
-        "bound: in whole trainings a third of it was better (docs/learning-rate.md)",
+        "bound: with the default settings a third of it was better (docs/learning-rate.md)",
     )
