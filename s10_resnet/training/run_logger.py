@@ -42,8 +42,7 @@ class RunLogger(TrainingLogger):
         quiet: Write no plots and no report, and log no line per epoch.
     """
 
-    def __init__(self, setup: Setup, run_dir: Path, max_lr: float, *, quiet: bool = False) -> None:
-        assert isinstance(setup.config, TrainConfig)
+    def __init__(self, setup: Setup[TrainConfig], run_dir: Path, max_lr: float, *, quiet: bool = False) -> None:
         self.setup, self.config, self.run_dir, self.max_lr = setup, setup.config, run_dir, max_lr
         self.quiet = quiet
         self.environment = setup.environment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,13 @@ from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.environment import collect_environment
 from s10_resnet.utils.runtime import Runtime, default_num_workers, init_runtime
 
+C = TypeVar("C", bound=RunConfig)
+
 WHITENING_IMAGES = 2000  # that the first convolution is computed from: 1.8 million patches
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[C]):
     """Settings with everything resolved that they leave open.
 
     Attributes:
@@ -47,7 +49,7 @@ class Setup:
         eval_split: ``test``, or ``val`` if they were held out of the training images.
     """
 
-    config: RunConfig
+    config: C
     runtime: Runtime
     augment_on: str
     workers: int
@@ -80,11 +82,11 @@ class Setup:
             f"images; {self.runtime.device}, {self.runtime.precision}, {self.workers} workers"
         )
 
-    def single_process(self) -> Setup:
+    def single_process(self) -> Setup[C]:
         """Returns the same for rank 0 on its own."""
         return replace(self, runtime=self.runtime.single_process())
 
-    def with_config(self, config: RunConfig) -> Setup:
+    def with_config(self, config: C) -> Setup[C]:
         """Returns the same data and device with other settings of training and augmentation.
 
         Raises:
@@ -125,18 +127,17 @@ class Setup:
         """Returns the cross entropy."""
         return nn.CrossEntropyLoss(label_smoothing=self.config.label_smoothing)
 
-    def build_state(self, max_lr: float) -> TrainingState:
+    def build_state(self: Setup[TrainConfig], max_lr: float) -> TrainingState:
         """Returns the state before the first step of a training."""
-        config = _train_config(self.config)
-        model = self.build_model()
+        config, model = self.config, self.build_model()
         optimizer = self.build_optimizer(model, max_lr)
         ema_model = create_ema(model, config.ema_decay) if config.ema_decay else None
         scheduler = create_scheduler(optimizer, **self.schedule(max_lr))
         return TrainingState(model, optimizer, scheduler, self.runtime, ema_model)
 
-    def schedule(self, max_lr: float) -> dict[str, Any]:
+    def schedule(self: Setup[TrainConfig], max_lr: float) -> dict[str, Any]:
         """Returns the arguments of `create_scheduler`."""
-        config = _train_config(self.config)
+        config = self.config
         return {
             "max_lr": max_lr,
             "total_steps": config.epochs * self.steps_per_epoch,
@@ -179,7 +180,7 @@ class Setup:
         return torch.from_numpy(images).to(self.runtime.device), torch.from_numpy(labels).to(self.runtime.device)
 
 
-def create_setup(config: RunConfig) -> Setup:
+def create_setup(config: C) -> Setup[C]:
     """Selects the device and loads the data. Writes nothing but a download.
 
     Raises:
@@ -215,9 +216,3 @@ def _resolve_augment_on(config: RunConfig, runtime: Runtime) -> str:
         return config.augment_on
     on_device = runtime.device.type == "cuda" and config.workers in ("auto", 0) and not config.color_jitter
     return "device" if on_device else "cpu"
-
-
-def _train_config(config: RunConfig) -> TrainConfig:
-    if not isinstance(config, TrainConfig):
-        raise TypeError("a schedule needs the settings of a training")
-    return config

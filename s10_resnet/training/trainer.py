@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from s10_resnet.arguments import format_args
-from s10_resnet.config import FindLRConfig, RunConfig, TrainConfig
+from s10_resnet.config import FindLRConfig, TrainConfig
 from s10_resnet.data.loader import iterate_batches
 from s10_resnet.errors import EnvironmentFailure, InputError, TrainingError, explain_system_error
 from s10_resnet.evaluation.inference import evaluate
@@ -49,8 +49,7 @@ class Trainer:
         CheckpointError: If the checkpoint does not fit the settings.
     """
 
-    def __init__(self, setup: Setup, max_lr: float, saved: dict[str, Any] | None = None) -> None:
-        assert isinstance(setup.config, TrainConfig)
+    def __init__(self, setup: Setup[TrainConfig], max_lr: float, saved: dict[str, Any] | None = None) -> None:
         self.setup, self.epochs = setup, setup.config.epochs
         self.state = setup.build_state(max_lr)
         self.criterion = setup.build_criterion()
@@ -103,7 +102,7 @@ class Trainer:
 
 
 def fit_run(
-    setup: Setup, run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, quiet: bool = False
+    setup: Setup[TrainConfig], run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, quiet: bool = False
 ) -> dict[str, Any]:
     """Trains to the end in a run folder, which must be locked, and leaves it resumable however the training ends.
 
@@ -150,7 +149,7 @@ def fit_run(
         log.close()
 
 
-def _fit_on_other_rank(setup: Setup, saved: dict[str, Any] | None = None) -> None:
+def _fit_on_other_rank(setup: Setup[TrainConfig], saved: dict[str, Any] | None = None) -> None:
     """Takes part in the training of rank 0. A signal is deferred: rank 0 saves, then all end."""
     trainer = Trainer(setup, setup.runtime.broadcast(0.0), saved)
     try:
@@ -259,7 +258,7 @@ def find_lr(config: FindLRConfig) -> Suggestion:
     return found
 
 
-def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup:
+def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup[TrainConfig]:
     """Returns the setup of a run that is resumed.
 
     Raises:
@@ -278,13 +277,12 @@ def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[st
     return create_setup(config.replace(**resolved)).with_config(config)
 
 
-def resolve_max_lr(setup: Setup, run_dir: Path) -> float:
+def resolve_max_lr(setup: Setup[TrainConfig], run_dir: Path) -> float:
     """Returns the peak learning rate of the settings; ``auto`` runs the range test.
 
     Raises:
         TrainingError: If the range test finds none.
     """
-    assert isinstance(setup.config, TrainConfig)
     if setup.config.max_lr != "auto":
         return setup.config.max_lr
     found = search_lr(setup.single_process(), run_dir)
@@ -295,7 +293,7 @@ def resolve_max_lr(setup: Setup, run_dir: Path) -> float:
 
 def _start_run(setup: Setup, prefix: str) -> Path:
     """Creates the run folder with its config.json, and logs what will be done."""
-    config: RunConfig = setup.config
+    config = setup.config
     default_prefix = f"{prefix}-synthetic" if setup.dataset == "synthetic" else prefix
     run_dir = create_run_dir(config.output_dir, config.name, default_prefix)
     write_json(run_dir / "config.json", config.to_json())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet.config import FindLRConfig, TrainConfig
+from s10_resnet.config import TrainConfig
 from s10_resnet.data import dataset
 from s10_resnet.data.loader import AugmentedBatches, DeviceAugmentedBatches
 from s10_resnet.errors import InputError
@@ -206,12 +206,6 @@ def test_weights_depend_on_the_seed_alone():
     first, again, other = (make(seed=seed).build_model().state_dict() for seed in (0, 0, 1))
     assert same_tensors(first, again)
     assert not same_tensors(first, other)
-
-
-def test_a_range_test_has_no_schedule():
-    setup = create_setup(FindLRConfig(dataset="synthetic", device="cpu", batch_size=25))
-    with pytest.raises(TypeError):
-        setup.build_state(0.1)
 
 
 def test_evaluation_images_are_not_augmented():
