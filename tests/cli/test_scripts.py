@@ -1,4 +1,4 @@
-"""The commands as users type them, each in a process of its own."""
+"""The commands as users type them, in eight processes of their own: see tests/integration for all else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import matplotlib
 import pytest
-from PIL import Image
 
-from s10_resnet import cli
 from s10_resnet.utils import serialization
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -142,42 +140,6 @@ def test_a_range_test_recommends_what_a_training_takes(ends, folder):
     assert json.loads((folder / "found" / "summary.json").read_text())["max_lr"] == content["recommended_max_lr"]
 
 
-def test_weights_are_evaluated_exported_and_predict_the_same(ends, folder, tmp_path):
-    pytest.importorskip("safetensors", reason="the extra [export] is not installed")
-    ends[stop_and_resume].result()
-    run_dir = folder / "resumed"
-    (tmp_path / "labeled" / "star").mkdir(parents=True)
-    photo = tmp_path / "labeled" / "star" / "a.png"
-    Image.effect_noise((90, 60), 80).save(photo)
-    evaluation = run("scripts/evaluate.py --tta flip --checkpoint", run_dir, "--images", photo.parents[1])
-    assert (evaluation.code, evaluation.err) == (0, "")
-    (written,) = run_dir.glob("evaluation-last-images-labeled-*-flip.json")
-    content = json.loads(written.read_text())
-    assert content["images"] == content["per_class"]["star"]["images"] == 1
-    assert f"accuracy {content['accuracy']:.2%} (without TTA {content['accuracy_without_tta']:.2%})" in evaluation.out
-
-    shared = tmp_path / "shared.safetensors"
-    export = run("scripts/export.py --format safetensors --checkpoint", run_dir, "--output", shared)
-    assert (export.code, export.err) == (0, "")
-    assert "largest logit difference 0.0000000 over 264 synthetic images" in export.out
-
-    told = [run("scripts/predict.py --json --checkpoint", path, photo) for path in (shared, run_dir)]
-    assert told[0] == told[1]
-    assert told[0].code == 0
-    (record,) = json.loads(told[0].out)
-    assert (record["image"], len(record["predictions"])) == (str(photo), 3)
-
-
-def test_runs_are_compared(ends, folder, tmp_path):
-    ends[stop_and_resume].result(), ends[search_and_train].result()
-    end = run(f"scripts/compare.py {folder / 'resumed'} {folder / 'found'} --name both --output-dir", tmp_path)
-    assert end.code == 0
-    content = json.loads((tmp_path / "both" / "comparison.json").read_text())
-    assert [[run["epochs"] for run in group["runs"]] for group in content["groups"]] == [[5], [1]]
-    assert content["differing_settings"]["epochs"] == [5, 1]
-    assert "Traceback" not in end.out + end.err
-
-
 def test_a_sweep_trains_variants_and_is_extended(ends, folder):
     for end in ends[sweep_and_extend].result():
         assert (end.code, end.err) == (0, "")
@@ -190,27 +152,10 @@ def test_a_sweep_trains_variants_and_is_extended(ends, folder):
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
-    assert run("scripts/train.py --epochs 0") == (
-        2,
-        "",
-        "train.py: error: --epochs 0: must be an integer from 1 to 10000\n",
-    )
     module = run("-m s10_resnet find-lr --epoch 3 --output-dir", tmp_path / "outputs")
     assert (module.code, module.out) == (2, "")
     assert re.fullmatch(r"python -m s10_resnet find-lr: error: --epoch: .+\n", module.err)
     assert not (tmp_path / "outputs").exists()
-
-
-def test_every_command_has_help_that_fits_a_terminal():
-    commands = run("-m s10_resnet")
-    assert (commands.code, commands.err) == (0, "")
-    helps = [run("-m s10_resnet", name.replace("_", "-"), "--help") for name in cli.COMMANDS]
-    for name, end in zip(cli.COMMANDS, helps, strict=True):
-        assert (end.code, end.err) == (0, "")
-        assert end.out.startswith(f"usage: python -m s10_resnet {name.replace('_', '-')} ")
-        assert name.replace("_", "-") in commands.out
-    lines = [line for end in (commands, *helps) for line in end.out.splitlines()]
-    assert [line for line in lines if len(line) >= 80] == []
 
 
 AUDIT = """

@@ -71,6 +71,31 @@ def test_images_are_predicted_with_a_plot(runs, command, tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_exported_weights_predict_the_same(runs, command, tmp_path):
+    pytest.importorskip("safetensors", reason="the extra [export] is not installed")
+    Image.effect_noise((90, 60), 80).save(tmp_path / "a.png")
+    shared = tmp_path / "shared.safetensors"
+    export = command("export --format safetensors --checkpoint", runs / "run-0", "--output", shared)
+    assert (export.code, export.err) == (0, "")
+    assert "largest logit difference 0.0000000 over 264 synthetic images" in export.out
+    ends = [command(f"predict {tmp_path / 'a.png'} --json --checkpoint", path) for path in (shared, runs / "run-0")]
+    assert ends[0] == ends[1]
+    assert ends[0].code == 0
+    (record,) = json.loads(ends[0].out)
+    assert (record["image"], len(record["predictions"])) == (str(tmp_path / "a.png"), 3)
+
+
+def test_weights_are_evaluated_on_a_folder_of_images(runs, command, tmp_path):
+    (tmp_path / "labeled" / "star").mkdir(parents=True)
+    Image.effect_noise((90, 60), 80).save(tmp_path / "labeled" / "star" / "a.png")
+    ended = command("evaluate --tta flip --checkpoint", runs / "run-0", "--images", tmp_path / "labeled")
+    assert (ended.code, ended.err) == (0, "")
+    (written,) = (runs / "run-0").glob("evaluation-last-images-labeled-*-flip.json")
+    content = json.loads(written.read_text())
+    assert content["images"] == content["per_class"]["star"]["images"] == 1
+    assert f"accuracy {content['accuracy']:.2%} (without TTA {content['accuracy_without_tta']:.2%})" in ended.out
+
+
 def test_seeds_are_compared_as_one_group(runs, command, tmp_path):
     ended = command(f"compare {runs} --name both --output-dir", tmp_path)
     assert (ended.code, ended.err) == (0, "")

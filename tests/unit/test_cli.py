@@ -66,12 +66,14 @@ def test_each_command_is_a_function_a_script_and_an_entry_point():
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_shows_a_valid_example(name, capsys):
+def test_help_shows_a_valid_example_and_fits_a_terminal(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         cli.run(name, ["--help"], prog="tool")
     assert ended.value.code == 0
     command = cli.COMMANDS[name]
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < 80
     assert command.description in " ".join(text.split())
     assert f"\nexample: tool {command.example}\n" in text
     assert ("--resume" in text) == bool(command.resume)
