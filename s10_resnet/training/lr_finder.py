@@ -8,6 +8,7 @@ rates about ten times too low. `flat_minimum` reads such a curve. results/LOG.md
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 with warnings.catch_warnings(action="ignore"):  # in a notebook it asks for a progress bar that is never drawn
@@ -27,14 +29,24 @@ BANDWIDTH = 0.3  # of the smoothing, in decades: by learning rate, so that more 
 FLAT_FRACTION = 0.15
 MIN_STEPS = 10  # of a curve that can be read
 MIN_FALL = 0.05  # of the loss, as a fraction of the first
+MIN_FALL_IN_NOISE = 4.0  # the same, as a multiple of the standard error of a difference between smoothed losses
+DIVERGENCE_FACTOR = 5  # a loss that is so many times the lowest so far ends the test
+MAX_POINTS = 1000  # that the rules read, of which one takes quadratic time
 
 
 @dataclass(frozen=True)
 class LRCurve:
-    """Learning rates in increasing order and the loss of the step taken with each."""
+    """Learning rates in increasing geometric order and the loss of the step taken with each.
 
-    lrs: np.ndarray  # float64 [S]
-    losses: np.ndarray  # float64 [S]
+    Attributes:
+        lrs: float64 ``[S]``.
+        losses: float64 ``[S]``.
+        non_finite: Whether the test ended because the next loss was NaN or infinite.
+    """
+
+    lrs: np.ndarray
+    losses: np.ndarray
+    non_finite: bool = False
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.losses).all():
@@ -94,10 +106,13 @@ def range_test(
         The curve up to the last step, or to the one before the loss stopped being finite, or to the one whose loss was
         above five times the minimum.
     """
+    non_finite = False
 
     def finite_loss(logits: Tensor, labels: Tensor) -> Tensor:
         loss = criterion(logits.float(), labels)
         if not torch.isfinite(loss):  # the library would go on to the last step
+            nonlocal non_finite
+            non_finite = True
             raise _NonFiniteLossError
         return loss
 
@@ -118,17 +133,48 @@ def range_test(
             contextlib.redirect_stderr(devnull),
             contextlib.suppress(_NonFiniteLossError),
         ):
-            finder.range_test(loader, start_lr=start_lr, end_lr=end_lr, num_iter=steps, smooth_f=0, diverge_th=5)
+            finder.range_test(
+                loader,
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_iter=steps,
+                smooth_f=0,
+                diverge_th=DIVERGENCE_FACTOR,
+            )
     finally:
         finder.reset()
-    return LRCurve(np.array(finder.history["lr"]), np.array(finder.history["loss"]))
+    return LRCurve(np.array(finder.history["lr"]), np.array(finder.history["loss"]), non_finite)
 
 
 def smooth(curve: LRCurve, bandwidth: float = BANDWIDTH) -> np.ndarray:
-    """Returns the losses averaged over learning rates with a Gaussian of ``bandwidth`` decades, float64 ``[S]``."""
-    x = np.log10(curve.lrs)
-    weights = np.exp(-0.5 * ((x[:, None] - x[None, :]) / bandwidth) ** 2)  # [S, S]
-    return weights @ curve.losses / weights.sum(axis=1)
+    """Returns the losses averaged over learning rates with a Gaussian of ``bandwidth`` decades, float64 ``[S]``.
+
+    A loss above `DIVERGENCE_FACTOR` times the lowest until then counts as that: how far a diverging loss got in its
+    last step says nothing, and would pull the minimum to lower rates.
+    """
+    losses = np.minimum(curve.losses, DIVERGENCE_FACTOR * np.minimum.accumulate(curve.losses))
+    if len(losses) < 2:
+        return losses
+    sigma = bandwidth / _spacing(curve)
+    weights = gaussian_filter1d(np.ones_like(losses), sigma, mode="constant", truncate=8)  # below 1 at the ends
+    return gaussian_filter1d(losses, sigma, mode="constant", truncate=8) / weights
+
+
+def noise_of_fall(curve: LRCurve, bandwidth: float = BANDWIDTH) -> float:
+    """Returns the standard error of the difference between the first and another of the smoothed losses.
+
+    The noise of single losses is taken from the differences of neighbors, by their median, which a few large ones do
+    not move. A Gaussian over losses at a distance of ``d`` averages ``2 * sqrt(pi) * bandwidth / d`` of them, and half
+    as many at the end of the curve.
+    """
+    noise = np.median(np.abs(np.diff(curve.losses))) / (0.6745 * math.sqrt(2))
+    averaged = max(1.0, 2 * math.sqrt(math.pi) * bandwidth / _spacing(curve))
+    return float(noise * math.sqrt(1 / averaged + 2 / averaged))
+
+
+def _spacing(curve: LRCurve) -> float:
+    """Returns the distance of neighboring learning rates in decades."""
+    return math.log10(curve.lrs[-1] / curve.lrs[0]) / (len(curve.lrs) - 1)
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
@@ -185,14 +231,26 @@ def suggest(curve: LRCurve) -> Suggestion:
     if len(curve.lrs) < MIN_STEPS:
         reason = f"the loss diverged after {len(curve.lrs)} steps: lower --lr-finder-start-lr"
         return Suggestion({}, None, reason)
-    losses = smooth(curve)
-    lowest = losses.argmin()
-    if losses[0] - losses[lowest] < MIN_FALL * losses[0]:
+    smoothed = smooth(curve)
+    lowest = smoothed.argmin()
+    fall = smoothed[0] - smoothed[lowest]
+    if fall < MIN_FALL * smoothed[0]:
         return Suggestion({}, None, "the loss never falls by 5 %: there is no minimum to read a learning rate from")
-    if lowest == len(losses) - 1:
-        return Suggestion({}, None, "the loss still falls at the last learning rate: raise --lr-finder-end-lr")
+    if fall < MIN_FALL_IN_NOISE * noise_of_fall(curve):
+        reason = "the loss never falls by more than its noise explains: use more --lr-finder-steps or a larger batch"
+        return Suggestion({}, None, reason)
+    if lowest == len(smoothed) - 1:
+        reason = "the loss still falls at the last learning rate: raise --lr-finder-end-lr"
+        if curve.non_finite:
+            reason = (
+                f"the loss was still falling at a learning rate of {curve.lrs[-1]:.2e} when it became NaN or infinite: "
+                "try --precision fp32"
+            )
+        return Suggestion({}, None, reason)
+    every = math.ceil(len(smoothed) / MAX_POINTS)
+    lrs, losses = curve.lrs[::every], smoothed[::every]
     return Suggestion(
-        {name: float(f"{rule(curve.lrs, losses):.3g}") for name, rule in RULES.items()},
+        {name: float(f"{rule(lrs, losses):.3g}") for name, rule in RULES.items()},
         "flat_minimum",
         "flat_minimum is the middle of the learning rates whose loss is close to the minimum. Treat it as an upper "
         "bound: with the default settings a third of it was better (docs/learning-rate.md)",

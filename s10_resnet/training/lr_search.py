@@ -42,13 +42,13 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
         f"{config.lr_finder_end_lr:g}"
     )
     curve = run_range_test(setup)
-    found = suggest(curve)
     if not len(curve.lrs):
-        return found  # the first loss was not finite: there is nothing to write
+        return suggest(curve)  # the first loss was not finite: there is nothing to write
     smoothed = smooth(curve)
     points = zip(curve.lrs, curve.losses, smoothed, strict=True)
     rows = [{"lr": lr, "loss": loss, "smoothed_loss": average} for lr, loss, average in points]
     write_csv(run_dir / "lr_finder.csv", rows)
+    found = suggest(curve)
     content = {
         "recommended_max_lr": found.max_lr,
         "recommended": found.recommended,

@@ -72,7 +72,7 @@ def stop_and_resume(folder: Path) -> tuple[Ended, int, dict, Ended]:
 
 def search_and_train(folder: Path) -> tuple[Ended, Ended]:
     """Runs a range test, and a training with what it recommends."""
-    search = run(f"scripts/find_lr.py {QUICK} --lr-finder-steps 20 --name search --output-dir", folder)
+    search = run(f"scripts/find_lr.py {QUICK} --lr-finder-steps 40 --name search --output-dir", folder)
     advice = re.findall(r"^next: python (.+)$", search.out, re.MULTILINE)
     return search, run(*advice, *shlex.split(QUICK), "--epochs", 1, "--name", "found", "--output-dir", folder)
 

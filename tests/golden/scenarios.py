@@ -30,7 +30,7 @@ RECIPE = "--weight-decay 0.3 --label-smoothing 0.1 --flip random --cutout 8 --no
 SMALL = (*MACHINE, *DATA, *RECIPE.split(), "--output-dir", "outputs")
 TRAINING = (*SMALL, "--epochs", "2")
 IN_ONE_PROCESS = ("--workers", "0")
-FINDER = ("--finder-steps", "20")
+FINDER = ("--finder-steps", "40")
 OPTIONS = "--ema-decay 0.8 --flip alternating --dirac-init --cutout 6 --anneal cos --val-size 64"
 BETAS = ("--optimizer-betas", "0.85", "0.98")
 

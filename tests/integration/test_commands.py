@@ -36,7 +36,7 @@ def test_a_training_leaves_its_files(runs, command, tmp_path):
 
 def test_a_training_can_look_for_its_learning_rate(command, tmp_path):
     quick = "--dataset synthetic --max-train-samples 20 --batch-size 10 --device cpu"
-    ended = command(f"train {quick} --epochs 1 --max-lr auto --lr-finder-steps 20 --name run --output-dir", tmp_path)
+    ended = command(f"train {quick} --epochs 1 --max-lr auto --lr-finder-steps 40 --name run --output-dir", tmp_path)
     assert (ended.code, ended.err) == (0, "")
     found = json.loads((tmp_path / "run" / "lr_finder.json").read_text())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["max_lr"] == found["recommended_max_lr"]

@@ -28,7 +28,6 @@ def executed(tmp_path_factory):
     smaller = {
         '"max_train_samples": 3000, "batch_size": 100': '"max_train_samples": 100, "batch_size": 20',
         "epochs=3": "epochs=1",
-        "lr_finder_steps=40": "lr_finder_steps=20",
         "test = load_synthetic()[1]": "test = load_synthetic(20, 100)[1]",
     }
     assert all(sum(text in cell.source for cell in notebook.cells) == 1 for text in smaller)

@@ -23,8 +23,68 @@ def test_smoothing_keeps_a_line_and_averages_noise():
     line = LRCurve(LRS, 3 - 0.2 * X)
     inside = slice(120, -120)  # the ends have neighbours on one side only
     np.testing.assert_allclose(lr_finder.smooth(line)[inside], line.losses[inside], atol=1e-3)
-    noise = np.random.default_rng(0).normal(size=len(LRS))
+    noise = 10 + np.random.default_rng(0).normal(size=len(LRS))
     assert lr_finder.smooth(LRCurve(LRS, noise)).std() < 0.25
+
+
+def test_smoothing_is_a_gaussian_average_over_learning_rates():
+    lrs, losses = np.logspace(-6, 0, 100), np.random.default_rng(0).normal(2, 0.1, 100)
+    x = np.log10(lrs)
+    weights = np.exp(-0.5 * ((x[:, None] - x[None, :]) / 0.3) ** 2)
+    expected = weights @ losses / weights.sum(axis=1)
+    np.testing.assert_allclose(lr_finder.smooth(LRCurve(lrs, losses), bandwidth=0.3), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_curve_too_short_to_smooth_is_returned(steps):
+    assert lr_finder.smooth(LRCurve(LRS[:steps], np.ones(steps))).tolist() == [1.0] * steps
+
+
+@pytest.mark.parametrize("last", [7, 100, 1e6, 1e30])
+def test_how_far_the_last_loss_diverged_changes_nothing(last):
+    lrs = np.logspace(-6, 0, 100)[:95]
+    losses = flat_curve(np.log10(lrs))
+    found = lr_finder.suggest(LRCurve(lrs, losses))
+    losses[-1] = last
+    assert lr_finder.suggest(LRCurve(lrs, losses)).max_lr == pytest.approx(found.max_lr, rel=0.03)
+
+
+def test_noise_gets_no_recommendation():
+    lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
+    found = [lr_finder.suggest(LRCurve(lrs, 2.3 + rng.normal(0, 0.3, 100))) for _ in range(200)]
+    assert sum(suggestion.max_lr is not None for suggestion in found) <= 2
+    assert any("noise" in suggestion.reason for suggestion in found)
+
+
+def test_a_noisy_fall_gets_one():
+    lrs, rng = np.logspace(-6, 0, 100), np.random.default_rng(0)
+    losses = flat_curve(np.log10(lrs))
+    picks = [lr_finder.suggest(LRCurve(lrs, losses + rng.normal(0, 0.15, 100))).max_lr for _ in range(100)]
+    assert all(pick is not None and 1e-3 < pick < 2e-2 for pick in picks)
+
+
+def test_the_standard_error_of_a_fall_is_that_of_many_curves():
+    lrs, rng = np.logspace(-6, 0, 400), np.random.default_rng(0)
+    curves = [LRCurve(lrs, rng.normal(2.3, 0.2, 400)) for _ in range(300)]
+    falls = [smoothed[0] - smoothed[200] for smoothed in map(lr_finder.smooth, curves)]
+    estimates = [lr_finder.noise_of_fall(curve) for curve in curves]
+    assert np.mean(estimates) == pytest.approx(np.std(falls), rel=0.15)
+
+
+def test_a_fall_that_ends_in_nan_does_not_ask_for_higher_rates():
+    lrs = np.logspace(-6, 0, 100)[:70]
+    found = lr_finder.suggest(LRCurve(lrs, 2.3 - 0.2 * (np.log10(lrs) + 6), non_finite=True))
+    assert found.max_lr is None
+    assert "NaN or infinite" in found.reason
+    assert "--lr-finder-end-lr" not in found.reason
+
+
+def test_a_curve_of_many_steps_is_read_like_one_of_few():
+    picks = []
+    for steps in (1_000, 20_000):  # a matrix of all pairs would take 3.2 GB
+        lrs = np.logspace(-6, 0, steps)
+        picks.append(lr_finder.suggest(LRCurve(lrs, flat_curve(np.log10(lrs)))).suggestions)
+    assert picks[1] == pytest.approx(picks[0], rel=0.03)
 
 
 def test_steepest_finds_the_middle_of_a_smooth_step():
@@ -215,6 +275,7 @@ def test_a_loss_that_is_not_finite_ends_the_test(split, cpu, poison):
     assert len(calls) == 13
     assert len(curve.lrs) == len(curve.losses) == 12
     assert np.isfinite(curve.losses).all()
+    assert curve.non_finite
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -225,7 +286,8 @@ def test_a_diverging_loss_ends_the_test(split, cpu):
         calls.append(1)
         return nn.functional.cross_entropy(logits, labels) * (100 if len(calls) == 8 else 1)
 
-    assert len(run_range_test(split, cpu, Pixels(), criterion=criterion).lrs) == 8
+    curve = run_range_test(split, cpu, Pixels(), criterion=criterion)
+    assert (len(curve.lrs), curve.non_finite) == (8, False)
 
 
 def test_the_library_is_kept_quiet(split, cpu, capfd):
