@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from s10_resnet.config import TrainConfig, flag
 from s10_resnet.errors import InputError
+from s10_resnet.training.run_files import check_epoch
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils import serialization
 from s10_resnet.utils.console import logger
@@ -71,16 +75,50 @@ def restore(state: TrainingState, saved: dict[str, Any], epochs: int, steps_per_
         CheckpointError: If it does not fit the settings, or contradicts itself.
     """
     try:
+        _check_layout(saved["state"], state)
         state.load_state_dict(saved["state"])
         consistent = (
             state.step == len(state.history) * steps_per_epoch + state.metrics.steps
             and 0 <= state.metrics.steps <= steps_per_epoch
             and 0 <= state.step <= epochs * steps_per_epoch
         )
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"--resume: the checkpoint does not fit the run ({type(error).__name__})") from None
     if not consistent:
         raise CheckpointError("--resume: the checkpoint contradicts itself about the number of steps")
+
+
+def _check_layout(saved: dict[str, Any], state: TrainingState) -> None:
+    """Checks names, types and shapes. PyTorch sets any attribute of a scheduler, and takes moments of any shape.
+
+    Raises:
+        ValueError: If they differ from those of the run.
+    """
+    expected = state.state_dict()
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters]
+    expected["optimizer"] |= {"state": dict(enumerate(moments)) if saved["optimizer"]["state"] else {}}
+    if not (saved["scaler"] and expected["scaler"]):  # begun in another precision
+        expected["scaler"] = saved["scaler"]
+    for name in ("model", "optimizer", "scheduler", "scaler", "ema_model", "step", "metrics"):
+        if _layout(saved[name]) != _layout(expected[name]):
+            raise ValueError(name)
+    for metrics in saved["history"]:
+        check_epoch(metrics, "history")
+    logits = saved["eval_logits"]
+    if saved["history"] and not (isinstance(logits, Tensor) and logits.is_floating_point()):
+        raise ValueError("eval_logits")
+
+
+def _layout(value: Any) -> Any:
+    """Returns names, types and shapes of a nested value; devices differ in the precision of some tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.is_floating_point()
+    if isinstance(value, dict):
+        return {name: _layout(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_layout(item) for item in value]
+    return type(value)
 
 
 def changed_settings(config: TrainConfig, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> list[str]:

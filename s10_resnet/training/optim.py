@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+SHORT_SCHEDULE = 200  # steps; in a longer one, a step next to the peak is within 1 % of it
+
 
 def create_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
@@ -45,8 +47,12 @@ def create_scheduler(
 ) -> OneCycleLR:
     """Returns the one-cycle policy (Smith and Topin 2018, https://arxiv.org/abs/1708.07120), stepped after every batch.
 
-    See `torch.optim.lr_scheduler.OneCycleLR` for the arguments; the optimizer's betas stay as they are.
+    See `torch.optim.lr_scheduler.OneCycleLR` for the arguments; ``total_steps`` is at least 2, and the optimizer's
+    betas stay as they are. In a short schedule the peak is moved to the nearest step: between two steps, it would not
+    be reached.
     """
+    if total_steps < SHORT_SCHEDULE:
+        pct_start = max(1, round(pct_start * total_steps)) / total_steps
     if math.isclose(pct_start * total_steps, 1.0):
         # The peak is the first step; OneCycleLR would divide by the length of the increase, which is 0.
         pct_start = (1 - 1e-9) / total_steps

@@ -100,10 +100,15 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
         InputError: For a file that is missing or damaged.
     """
     path = run_dir / HISTORY
-    epochs = [_validate(_Epoch, row, f"{path}: row {n}, ") for n, row in enumerate(read_csv(path), 1)]
+    epochs = [check_epoch(row, f"{path}: row {n}, ") for n, row in enumerate(read_csv(path), 1)]
     if [row["epoch"] for row in epochs] != list(range(1, len(epochs) + 1)):
         raise InputError(f"{path}: the epochs must be numbered 1, 2, 3 and so on")
     return epochs
+
+
+def check_epoch(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns the metrics of an epoch, validated, or raises an `InputError` that begins with ``where``."""
+    return _validate(_Epoch, row, where)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -99,6 +99,11 @@ class Setup(Generic[C]):
             raise InputError(
                 f"--batch-size {config.batch_size}: must be at most the number of training images, {images}"
             )
+        if isinstance(config, TrainConfig) and config.epochs == 1 and config.batch_size == images:
+            raise InputError(
+                f"--batch-size {config.batch_size}: must be below the number of training images, {images}, with "
+                "--epochs 1: a schedule needs two steps"
+            )
         remainder = images % config.batch_size
         if config.batch_size % world_size or remainder % world_size:
             raise InputError(

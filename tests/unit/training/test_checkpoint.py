@@ -193,6 +193,23 @@ def test_two_processes_cannot_work_on_one_run(half, finished):
         lambda saved: saved["state"].pop("metrics"),
         lambda saved: saved["state"].update(metrics=[]),
         lambda saved: saved["state"].update(history=[{"epoch": 1}]),
+        lambda saved: saved["state"]["history"][0].update(eval_accuracy="high"),
+        lambda saved: saved["state"]["history"][0].update(train_loss=math.nan),
+        lambda saved: saved["state"]["history"][0].update(epoch=10**400),
+        lambda saved: saved["state"].update(history=5),
+        lambda saved: saved["state"].update(step="4"),
+        lambda saved: saved["state"].update(eval_logits=None),
+        lambda saved: saved["state"].update(eval_logits=torch.zeros(12, 10, dtype=torch.int64)),
+        lambda saved: saved["state"]["metrics"].update(seconds="long"),
+        lambda saved: saved["state"]["metrics"].update(sums=torch.zeros(3)),
+        lambda saved: saved["state"]["scheduler"].update(step=5),
+        lambda saved: saved["state"]["scheduler"].update(_schedule_phases=[]),
+        lambda saved: saved["state"]["scheduler"].update(total_steps="6"),
+        lambda saved: saved["state"]["optimizer"].update(state=[]),
+        lambda saved: saved["state"]["optimizer"]["state"].popitem(),
+        lambda saved: saved["state"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(2)),
+        lambda saved: saved["state"]["optimizer"]["param_groups"][0].update(lr="much"),
+        lambda saved: saved["state"]["optimizer"]["param_groups"][0].pop("betas"),
         lambda saved: saved["state"].pop("ema_model"),
         lambda saved: saved.update(state=[1, 2]),
         lambda saved: saved.update(config={}),
@@ -244,7 +261,7 @@ def test_a_run_with_an_ema_needs_one_in_its_checkpoint(tmp_path):
 def test_a_run_of_the_real_network_is_not_one_of_the_small_one(half):
     """The settings are the same; the shapes are not."""
     forge(half, lambda saved: saved["state"].update(model={"conv.weight": torch.zeros(64, 3, 3, 3)}))
-    assert refused(half) == "--resume: the checkpoint does not fit the run (RuntimeError)"
+    assert refused(half) == "--resume: the checkpoint does not fit the run (ValueError)"
 
 
 def test_a_finished_run_has_both_checkpoints(tmp_path):

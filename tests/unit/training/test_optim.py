@@ -88,18 +88,30 @@ def torch_lrs(**schedule):
 
 
 @pytest.mark.parametrize("strategy", ["linear", "cos"])
-@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 6, 10, 50])
-@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.2, 1 / 3, 0.5, 1.0])
-def test_the_schedule_is_pytorchs_where_that_does_not_divide_by_zero(strategy, total_steps, pct_start):
+@pytest.mark.parametrize(("total_steps", "pct_start"), [(10, 0.2), (50, 0.1), (50, 1.0), (301, 0.2), (400, 1 / 3)])
+def test_the_schedule_is_pytorchs(strategy, total_steps, pct_start):
     schedule = {**SCHEDULE, "anneal_strategy": strategy, "total_steps": total_steps, "pct_start": pct_start}
-    lrs = planned_lrs(**schedule)
+    assert planned_lrs(**schedule) == torch_lrs(**schedule)
+
+
+@pytest.mark.parametrize("strategy", ["linear", "cos"])
+@pytest.mark.parametrize("total_steps", [2, 3, 4, 5, 6, 7, 10, 199])
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.2, 1 / 3, 0.5, 0.77, 1.0])
+def test_a_short_schedule_reaches_its_peak(strategy, total_steps, pct_start):
+    lrs = planned_lrs(**{**SCHEDULE, "anneal_strategy": strategy, "total_steps": total_steps, "pct_start": pct_start})
+    peak = lrs.index(max(lrs))
     assert len(lrs) == total_steps
-    if math.isclose(pct_start * total_steps, 1.0):  # the increase has no step: the peak is the first
-        assert lrs == sorted(lrs, reverse=True)
-        assert lrs[-1] == pytest.approx(0.1 / 25 / 1e4)
-        assert lrs[0] == pytest.approx(0.1, rel=1e-6) or total_steps == 1
-    else:
-        assert lrs == torch_lrs(**schedule)
+    assert lrs[peak] == pytest.approx(0.1, rel=1e-6)
+    assert abs(peak - max(0, pct_start * total_steps - 1)) <= 0.5
+    assert lrs == sorted(lrs[: peak + 1]) + sorted(lrs[peak + 1 :], reverse=True)
+    assert peak == total_steps - 1 or lrs[-1] == pytest.approx(0.1 / 25 / 1e4)
+
+
+@pytest.mark.parametrize("total_steps", [200, 201, 333, 1000, 2352])
+@pytest.mark.parametrize("pct_start", [0.0, 0.0015, 0.0075, 0.2, 0.5, 0.9984, 1.0])
+def test_a_long_schedule_comes_within_a_percent_of_its_peak(total_steps, pct_start):
+    lrs = planned_lrs(**{**SCHEDULE, "total_steps": total_steps, "pct_start": pct_start})
+    assert max(lrs) == pytest.approx(0.1, rel=0.01)
 
 
 def test_the_schedule_at_chosen_steps():

@@ -63,6 +63,7 @@ def test_the_first_images_are_used_whatever_the_seed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"batch_size": 60, "epochs": 1}, "--batch-size 60: must be below the number of training images, 60, with"),
         ({"batch_size": 61}, "--batch-size 61: must be at most the number of training images, 60"),
         ({"val_size": 200}, "--val-size 200: must be below the number of training images, 200"),
         ({"augment_on": "device", "workers": 3}, "--workers 3: must be auto or 0 with --augment-on device"),

@@ -402,7 +402,7 @@ def test_max_lr_auto_trains_with_what_find_lr_recommends(tmp_path, capsys):
     advice = capsys.readouterr().out.splitlines()[-1].removeprefix(f"next: {command('train')} ")
     advised = TrainConfig(**parse_args(TrainConfig, shlex.split(advice)))
     assert advised == small(tmp_path, name="", max_lr=found.max_lr, **changes | {"epochs": 24})
-    summary = train(small(tmp_path, max_lr="auto", epochs=1, **changes))
+    summary = train(small(tmp_path, max_lr="auto", epochs=2, **changes))
     assert summary["max_lr"] == found.max_lr
     curves = {"lr_finder.csv", "lr_finder.json", "lr_finder.png"}
     assert names_in(tmp_path / "search") == {"config.json", *curves}
@@ -410,7 +410,7 @@ def test_max_lr_auto_trains_with_what_find_lr_recommends(tmp_path, capsys):
     csvs = [(tmp_path / name / "lr_finder.csv").read_bytes() for name in ("run", "search")]
     assert csvs[0] == csvs[1]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["max_lr"] == "auto"
-    fixed = train(small(tmp_path, max_lr=found.max_lr, epochs=1, name="fixed", **changes))
+    fixed = train(small(tmp_path, max_lr=found.max_lr, epochs=2, name="fixed", **changes))
     assert fixed["final_train_loss"] == summary["final_train_loss"]
 
 
