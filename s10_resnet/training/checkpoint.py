@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from s10_resnet.training.run_files import check_epoch
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils import serialization
 from s10_resnet.utils.console import logger
+from s10_resnet.utils.runtime import resolve_runtime
 from s10_resnet.utils.serialization import CheckpointError
+
+C = TypeVar("C", bound=TrainConfig)
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 CONTENT = {"state": dict, "max_lr": float, "config": dict, "dataset": str, "environment": dict}
@@ -135,6 +139,23 @@ def changed_settings(config: TrainConfig, saved: dict[str, Any] | None, given: M
         for name, value in fixed.items()
         if begun[name] != value
     ]
+
+
+def override_settings(config: C, given: Mapping[str, Any]) -> C:
+    """Returns the settings of a run with those of `RESUME_OVERRIDES` that are given now.
+
+    What the run recorded of its machine is not needed on this one: a device that is not here becomes ``auto``, and a
+    data folder that is not here, or that the environment variable names now, the default.
+    """
+    changes = {name: given[name] for name in RESUME_OVERRIDES if name in given}
+    if "device" not in given:
+        try:
+            resolve_runtime(config.device)
+        except InputError:
+            changes["device"] = "auto"
+    if "data_dir" not in given and ("S10_DATA_DIR" in os.environ or not config.data_dir.is_dir()):
+        changes["data_dir"] = TrainConfig().data_dir
+    return config.replace(**changes)
 
 
 def warn_of_changed_environment(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -271,7 +271,7 @@ def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[st
     changed = checkpoint.changed_settings(config, saved, given)
     if changed:
         raise InputError(f"--resume {run_dir}: a run cannot be resumed with other settings: {'; '.join(changed)}")
-    config = config.replace(**{name: given[name] for name in checkpoint.RESUME_OVERRIDES if name in given})
+    config = checkpoint.override_settings(config, given)
     # "auto" has to resolve to what the checkpoint was trained with; the setup keeps the settings as they were given.
     resolved = {"dataset": saved["dataset"], "augment_on": saved["environment"]["augment_on"]} if saved else {}
     return create_setup(config.replace(**resolved)).with_config(config)

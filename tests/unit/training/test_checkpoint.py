@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from s10_resnet.config import TrainConfig
 from s10_resnet.errors import InputError
-from s10_resnet.training.checkpoint import RESUME_OVERRIDES
+from s10_resnet.training.checkpoint import RESUME_OVERRIDES, override_settings
 from s10_resnet.training.trainer import resume, train
 from s10_resnet.utils import serialization
 from s10_resnet.utils.io import exclusive_lock
@@ -101,6 +102,25 @@ def test_settings_that_the_result_does_not_depend_on_can_change(half, finished, 
     assert outcome(half) == outcome(finished[1])
     assert (half / "tensorboard").exists()
     assert serialization.load(half / "checkpoint.previous.pt")["state"]["metrics"]["steps"] == 3  # one per step
+
+
+def test_a_run_of_another_machine_is_resumed_on_the_device_that_is_here(half, finished):
+    config = half / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda:99"'))
+    assert "cuda:99" in config.read_text()
+    resume(half)
+    assert outcome(half) == outcome(finished[1])
+
+
+def test_the_data_folder_of_another_machine_is_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("S10_DATA_DIR", raising=False)
+    recorded = small(tmp_path, data_dir=tmp_path / "recorded")
+    assert override_settings(recorded, {}).data_dir == Path("data")
+    recorded.data_dir.mkdir()
+    assert override_settings(recorded, {}) == recorded
+    monkeypatch.setenv("S10_DATA_DIR", str(tmp_path / "moved"))
+    assert override_settings(recorded, {}).data_dir == tmp_path / "moved"
+    assert override_settings(recorded, {"data_dir": tmp_path}).data_dir == tmp_path
 
 
 def test_a_changed_config_file_is_refused(half):
