@@ -23,7 +23,7 @@ from s10_resnet.data import dataset, synthetic
 from s10_resnet.data.dataset import Split
 from s10_resnet.models import resnet
 from s10_resnet.models.resnet import Normalize
-from s10_resnet.training import setup, trainer
+from s10_resnet.training import run_logger, setup, trainer
 from s10_resnet.training.lr_finder import LRCurve
 from s10_resnet.training.run_logger import RunLogger
 from s10_resnet.training.setup import Setup
@@ -78,6 +78,7 @@ def use_small_parts(patch: pytest.MonkeyPatch) -> None:
     for module in (setup, resnet):  # `resnet` is where `load_model` looks
         patch.setattr(module, "build_model", small_network)
     patch.setattr(RunLogger, "_draw", lambda self, draw: None)
+    patch.setattr(run_logger, "EPOCH_END_SECONDS", 0.0)  # a checkpoint at the end of every epoch
 
 
 @contextmanager

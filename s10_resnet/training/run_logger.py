@@ -21,6 +21,8 @@ from s10_resnet.utils.environment import require_optional
 from s10_resnet.utils.io import write_csv, write_json
 from s10_resnet.utils.launch import command
 
+EPOCH_END_SECONDS = 10.0  # between checkpoints at the ends of epochs: one takes as long as half an epoch on a fast GPU
+
 
 class TrainingLogger:
     """The hooks of `Trainer.fit`; this one does nothing, for ranks other than 0 and for measurements."""
@@ -52,6 +54,7 @@ class RunLogger(TrainingLogger):
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
+        self.checkpoint_seconds = 60 * setup.config.checkpoint_every_minutes
 
     @property
     def resume_hint(self) -> str:
@@ -74,12 +77,13 @@ class RunLogger(TrainingLogger):
     def on_step(self, state: TrainingState) -> None:
         """Updates the progress, and saves a checkpoint if the last one is old enough."""
         self.progress.on_step(state)
-        if time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_every_minutes:
+        if time.monotonic() - self.saved_at >= self.checkpoint_seconds:
             self.save_checkpoint(state)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """Saves a checkpoint, the weights and the metrics."""
-        self.save_checkpoint(state)
+        """Saves the weights and the metrics, and a checkpoint if the last one is some seconds old."""
+        if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
+            self.save_checkpoint(state)
         self._write_metrics(state)
         self._save_weights(state)
         self.progress.on_epoch_end(state)
@@ -91,6 +95,8 @@ class RunLogger(TrainingLogger):
             The content of ``summary.json``.
         """
         self.close()
+        if status == "completed":
+            self._save_if_new(state)
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
@@ -110,8 +116,7 @@ class RunLogger(TrainingLogger):
 
     def on_interrupt(self, state: TrainingState) -> None:
         """Saves everything, so that the run can be resumed from this step."""
-        if self.saved_position != (state.step, len(state.history)):
-            self.save_checkpoint(state)
+        self._save_if_new(state)
         if state.history:
             self._write_metrics(state)
             if state.metrics.steps == 0:
@@ -139,6 +144,10 @@ class RunLogger(TrainingLogger):
         }
         serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
         self.saved_position, self.saved_at = (state.step, len(state.history)), time.monotonic()
+
+    def _save_if_new(self, state: TrainingState) -> None:
+        if self.saved_position != (state.step, len(state.history)):
+            self.save_checkpoint(state)
 
     def close(self) -> None:
         """Ends progress bars and the TensorBoard writer."""

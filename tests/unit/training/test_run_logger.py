@@ -14,12 +14,27 @@ from s10_resnet.data.transforms import MEAN, STD
 from s10_resnet.errors import EnvironmentFailure, InputError
 from s10_resnet.evaluation.inference import evaluate
 from s10_resnet.reporting import figures
+from s10_resnet.training import run_logger
 from s10_resnet.training.run_logger import RunLogger, TensorBoardWriter, best_epoch, require_tensorboard
 from s10_resnet.training.setup import create_setup
 from s10_resnet.training.state import EpochMetrics
 from s10_resnet.training.trainer import fit_run, resume, train
 from s10_resnet.utils import serialization
-from tests.runs import DRAW, FILES, PLOTS, RECORDS, WEIGHTS, failing, fault, names_in, rows, small, small_network
+from tests.outcome import outcome
+from tests.runs import (
+    DRAW,
+    FILES,
+    PLOTS,
+    RECORDS,
+    WEIGHTS,
+    failing,
+    fault,
+    names_in,
+    rows,
+    small,
+    small_network,
+    stop,
+)
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -178,6 +193,15 @@ def test_checkpoints_within_an_epoch_are_saved_in_time(tmp_path):
 
 
 # Lines
+
+
+def test_short_epochs_do_not_each_save_a_checkpoint(tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(run_logger, "EPOCH_END_SECONDS", 1000.0)
+    train(small(tmp_path))
+    assert outcome(tmp_path / "run") == outcome(finished[1])
+    assert not (tmp_path / "run" / "checkpoint.previous.pt").exists()  # the only one is that of the end
+    stopped = stop(small(tmp_path, name="stopped"), 5)
+    assert serialization.load(stopped / "checkpoint.pt")["state"]["step"] == 4
 
 
 def test_what_is_printed(tmp_path, capsys):
