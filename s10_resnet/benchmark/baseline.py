@@ -14,10 +14,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from s10_resnet.data.dataset import Split, load_dataset
-from s10_resnet.data.transforms import MEAN, STD, A
+from s10_resnet.data.transforms import MEAN, STD, A, train_transform
 from s10_resnet.models.resnet import ResNet9
 from s10_resnet.training.optim import create_scheduler
 
@@ -39,19 +40,9 @@ Training = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRSc
 
 def create_transform(*, train: bool) -> A.Compose:
     """Returns a transform from a uint8 image ``[32, 32, 3]`` to float32 ``[3, 32, 32]``."""
-    augmentation = [
-        A.Pad(4, border_mode=cv2.BORDER_REFLECT_101),
-        A.RandomCrop(32, 32),
-        A.HorizontalFlip(p=0.5),
-        A.CoarseDropout(
-            num_holes_range=(1, 1),
-            hole_height_range=(8, 8),
-            hole_width_range=(8, 8),
-            fill=tuple(round(255 * mean) for mean in MEAN),
-            p=1.0,
-        ),
-    ]
-    return A.Compose([*(augmentation if train else []), A.Normalize(MEAN, STD), A.ToTensorV2()])
+    pad = A.Pad(4, border_mode=cv2.BORDER_REFLECT_101)
+    augmentation = [pad, *train_transform(crop=True, flip=True, cutout_size=8).transforms] if train else []
+    return A.Compose([*augmentation, A.Normalize(MEAN, STD), A.ToTensorV2()])
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -73,9 +64,16 @@ def create_training(device: torch.device, *, max_lr: float, total_steps: int) ->
     """Returns network, optimizer and scheduler."""
     model = ResNet9().to(device)
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4)
-    schedule: dict[str, Any] = {"pct_start": 0.2, "anneal_strategy": "linear"}
-    schedule |= {"div_factor": 25.0, "final_div_factor": 1e4, "max_lr": max_lr, "total_steps": total_steps}
-    return model, optimizer, create_scheduler(optimizer, **schedule)
+    scheduler = create_scheduler(
+        optimizer,
+        max_lr=max_lr,
+        total_steps=total_steps,
+        pct_start=0.2,
+        anneal_strategy="linear",
+        div_factor=25.0,
+        final_div_factor=1e4,
+    )
+    return model, optimizer, scheduler
 
 
 def train_steps(training: Training, batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[float]:
@@ -104,11 +102,20 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     return correct / total
 
 
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Within this block, torch uses one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def time_stages(names: Iterable[str], loader: DataLoader, device: torch.device, max_lr: float) -> Iterator[float]:
     """Yields the seconds of each stage that is named: ``pipeline``, ``step`` or ``epoch``."""
-    images, batch_size = loader.dataset, loader.batch_size
-    assert isinstance(images, Images)
-    assert batch_size is not None
+    images, batch_size = cast(Images, loader.dataset), cast(int, loader.batch_size)
     training = create_training(device, max_lr=max_lr, total_steps=UNLIMITED)
 
     def create_batch() -> tuple[Tensor, Tensor]:
@@ -118,11 +125,9 @@ def time_stages(names: Iterable[str], loader: DataLoader, device: torch.device, 
     for name in names:
         start = time.perf_counter()
         if name == "pipeline":
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            for _ in range(ceil(PIPELINE_IMAGES / batch_size)):
-                create_batch()
-            torch.set_num_threads(threads)
+            with single_thread():
+                for _ in range(ceil(PIPELINE_IMAGES / batch_size)):
+                    create_batch()
         else:
             batches = {"step": repeat(on_device, len(images) // batch_size), "epoch": loader}[name]
             deque(train_steps(training, batches, device), maxlen=0)

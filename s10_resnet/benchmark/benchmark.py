@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from functools import partial
 from itertools import cycle, islice, repeat
 from math import ceil
 from statistics import median
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
@@ -22,8 +21,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from s10_resnet.benchmark.baseline import PIPELINE_IMAGES
-from s10_resnet.benchmark.gpu_report import create_gpu_report, run_module, to_flags
+from s10_resnet.benchmark.baseline import PIPELINE_IMAGES, single_thread
+from s10_resnet.benchmark.gpu_report import create_gpu_report, run_module, start_module, to_flags
 from s10_resnet.config import QUICK, BenchmarkConfig, TrainConfig
 from s10_resnet.data.loader import iterate_batches
 from s10_resnet.errors import EnvironmentFailure, InputError
@@ -34,7 +33,7 @@ from s10_resnet.utils.console import format_table, logger, progress_bar
 from s10_resnet.utils.io import atomic_write, create_run_dir, write_json
 from s10_resnet.utils.launch import launch_env
 from s10_resnet.utils.runtime import DTYPES, Runtime, default_num_workers
-from s10_resnet.utils.signals import block_signals, graceful_shutdown
+from s10_resnet.utils.signals import graceful_shutdown
 
 BASELINE = "s10_resnet.benchmark.baseline"
 MAX_LR = 5e-3
@@ -55,15 +54,14 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Times each stage of a training, prints a table, and writes all times to ``benchmark.json`` in a new folder.
 
     Returns:
-        The content of that file. ``stages``: seconds, images per second and the ratio of each stage. ``achieved_flops``
-        of a training step, and ``peak_matmul_flops``, the fastest of several sizes, in FLOP/s. ``share_of_peak``:
-        the first divided by the second, or None if that exceeds 1. ``data_loading_share``: fraction of an epoch. With
+        The content of that file. ``stages``: see `compare`. ``achieved_flops`` of a training step and
+        ``peak_matmul_flops``, see `measure_matmul`, in FLOP/s. ``data_loading_share``: fraction of an epoch. With
         ``profile``, ``idle_share``: see `profile_epoch`. With ``gpu_report``, see
         `s10_resnet.benchmark.gpu_report.create_gpu_report` instead.
 
     Raises:
         InputError: For settings that do not fit the machine or the data; nothing has been written then.
-        EnvironmentFailure: If a process fails that is timed.
+        EnvironmentFailure: If a timed process fails.
         ShutdownRequested: After Ctrl-C or SIGTERM.
     """
     if launch_env().world_size > 1:
@@ -85,14 +83,12 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     sizes = CPU_MATMUL_SIZES if setup.runtime.device.type == "cpu" else MATMUL_SIZES
     peak = max(measure_matmul(size, setup.runtime, config.repeats) for size in sizes)
     flops_per_image = count_flops_per_image(setup.build_model())
-    achieved = flops_per_image * step
     content = {
         "settings": config.to_json(),
         "stages": stages,
         "flops_per_image": flops_per_image,
-        "achieved_flops": achieved,
+        "achieved_flops": flops_per_image * step,
         "peak_matmul_flops": peak,
-        "share_of_peak": achieved / peak if achieved <= peak else None,
         "data_loading_share": 1 - epoch / step,
         "workers": setup.workers,
         "baseline_workers": baseline_workers(setup),
@@ -119,18 +115,9 @@ def measure_pipeline(setup: Setup, baseline: BaselineTimer, repeats: int) -> dic
             loader.dataset[spec]
         _synchronize(setup.runtime.device)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return compare(
-            f"input pipeline, {where}",
-            batch_size * len(specs),
-            lambda: _time(package),
-            lambda: baseline("pipeline"),
-            repeats,
-        )
-    finally:
-        torch.set_num_threads(threads)
+    name, images = f"input pipeline, {where}", batch_size * len(specs)
+    with single_thread():
+        return compare(name, images, lambda: _time(package), lambda: baseline("pipeline"), repeats)
 
 
 def measure_step(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[str, Any]:
@@ -140,8 +127,12 @@ def measure_step(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[st
     loader = setup.build_loader(epochs=1)
     images, labels = loader.dataset[next(iter(loader.sampler))]
     batch = images.to(setup.runtime.device), labels.to(setup.runtime.device)
-    package = partial(_time, lambda: train_one_epoch(state, repeat(batch, steps), criterion))
-    return compare("training step", steps * setup.config.batch_size, package, lambda: baseline("step"), repeats)
+
+    def package() -> None:
+        train_one_epoch(state, repeat(batch, steps), criterion)
+
+    images_per_run = steps * setup.config.batch_size
+    return compare("training step", images_per_run, lambda: _time(package), lambda: baseline("step"), repeats)
 
 
 def measure_epoch(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[str, Any]:
@@ -163,14 +154,13 @@ def measure_epoch(setup: Setup, baseline: BaselineTimer, repeats: int) -> dict[s
 
 def measure_process(setup: Setup, _: BaselineTimer, __: int) -> dict[str, Any]:
     """The whole script once: imports, data, training, an evaluation per epoch; the package's files, too."""
-    config = setup.config
-    assert isinstance(config, TrainConfig)
+    epochs = cast(TrainConfig, setup.config).epochs
     with tempfile.TemporaryDirectory() as folder:
-        own = {"workers": setup.workers, "augment_on": setup.augment_on, "output_dir": folder, "epochs": config.epochs}
+        own = {"workers": setup.workers, "augment_on": setup.augment_on, "output_dir": folder, "epochs": epochs}
         train = ["s10_resnet", "train", *to_flags({**_shared_flags(setup), **own, **BASELINE_SETTINGS})]
-        script = [BASELINE, *_baseline_flags(setup), "--epochs", str(config.epochs)]
+        script = [BASELINE, *_baseline_flags(setup), "--epochs", str(epochs)]
         package, baseline = (partial(_time, partial(run_module, words)) for words in (train, script))
-        name, images = f"whole process, --epochs {config.epochs}", config.epochs * len(setup.train.labels)
+        name, images = f"whole process, --epochs {epochs}", epochs * len(setup.train.labels)
         return compare(name, images, package, baseline, repeats=1, warm_up=0)
 
 
@@ -190,7 +180,10 @@ def compare(name: str, images: int, package: Clock, baseline: Clock, repeats: in
 
 
 def measure_matmul(size: int, runtime: Runtime, repeats: int) -> float:
-    """Returns the best rate of a square matrix product in the precision of the training, in FLOP/s."""
+    """Returns the best rate of a square matrix product in the training's precision, in FLOP/s.
+
+    It is no upper bound of a training step: some algorithms of convolutions need fewer operations than are counted.
+    """
     a, b = torch.randn(2, size, size, device=runtime.device).to(DTYPES[runtime.precision])
     product = torch.empty_like(a)
 
@@ -251,24 +244,18 @@ def baseline_process(setup: Setup) -> Iterator[BaselineTimer]:
     Yields:
         Its timer of the stages ``pipeline``, ``step`` and ``epoch``, which raises `EnvironmentFailure` if it has ended.
     """
-    command = [sys.executable, "-m", BASELINE, "--time-stages", *_baseline_flags(setup)]
-    with block_signals():  # they reach this process, too, which then ends the other
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    words = [BASELINE, "--time-stages", *_baseline_flags(setup)]
+    with start_module(words, stdin=subprocess.PIPE, stderr=None, bufsize=0) as process:
+        stdin, stdout = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
 
-    def measure(stage: str) -> float:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(f"{stage}\n".encode())
-            return float(process.stdout.readline())
-        except (OSError, ValueError):
-            raise EnvironmentFailure("the baseline script ended early") from None
+        def measure(stage: str) -> float:
+            try:
+                stdin.write(f"{stage}\n")
+                return float(stdout.readline())
+            except (OSError, ValueError):
+                raise EnvironmentFailure("the baseline script ended early") from None
 
-    with process:
-        try:
-            yield measure
-        finally:
-            process.kill()
+        yield measure
 
 
 def baseline_workers(setup: Setup) -> int:
@@ -317,14 +304,8 @@ def _log_results(content: dict[str, Any]) -> None:
         rows.append([stage["name"], *cells, f"{stage['ratio']:.2f}", str(len(stage["package"]))])
     logger.info("\n".join(["", *format_table(rows), ""]))
     achieved, peak = (content[f"{name}_flops"] / 1e12 for name in ("achieved", "peak_matmul"))
-    share = content["share_of_peak"]
     logger.info(f"training step: {content['flops_per_image'] / 1e9:.2f} GFLOP per image, {achieved:,.2f} TFLOP/s")
-    logger.info(
-        f"fastest {content['precision']} matrix product: {peak:,.2f} TFLOP/s; the step's share: "
-        f"{'-' if share is None else format(share, '.0%')}"
-    )
-    if share is None:
-        logger.warning("the training step is faster than the fastest matrix product, which is no peak then: no share")
+    logger.info(f"fastest {content['precision']} matrix product: {peak:,.2f} TFLOP/s")
     logger.info(f"data loading: {content['data_loading_share']:.1%} of an epoch")
     if content.get("idle_share") is not None:
         logger.info(f"the device is idle for {content['idle_share']:.1%} of an epoch under the profiler")

@@ -1,6 +1,6 @@
 """Measures on a CUDA GPU, in one command, what a CPU cannot show: ``python scripts/benchmark.py --gpu-report``.
 
-Whole trainings as a user starts them, in processes of their own; a part that fails is recorded, and the others go on.
+Whole runs as a user starts them, in processes of their own; a part that fails is recorded, and the others go on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DRY_RUN = {  # what --quick sets instead: the two minutes of two cores are for t
 
 
 def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measures whole trainings, data loading, idle time, precisions and resuming, each within a limit of time.
+    """Measures whole runs, data loading, idle time, precisions and resuming, each within a limit of time.
 
     With ``quick`` a dry run: the same on any device but for fp16, with a few images of the synthetic data set.
 
@@ -111,7 +111,7 @@ def run_command(words: list[str], run_dir: Path, limit: int) -> dict[str, Any]:
 
 
 def compare_resumed(words: list[str], whole: Path, limit: int) -> dict[str, Any]:
-    """Compares a training with the same one after SIGTERM stopped it in its second epoch and it was resumed."""
+    """Compares a run with the same one after SIGTERM stopped it in its second epoch and it was resumed."""
     stopped = whole.with_name("stopped")
     deadline = time.monotonic() + limit
     with start_module(["s10_resnet", *words, "--name", stopped.name]) as process:
@@ -142,10 +142,10 @@ def to_markdown(content: dict[str, Any]) -> str:
     settings, hardware = content["settings"], content["hardware"]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     blocks = [
-        f"# {'Rehearsal of the GPU report' if content['dry_run'] else 'GPU report'}",
+        f"# GPU report{' (dry run)' if content['dry_run'] else ''}",
         f"{hardware['accelerator'] or content['device']}; {hardware['cpu']}; {hardware['system']}. "
         f"{versions}, CUDA {content['cuda']}. Commit {content['git_commit']}. Data set: {settings['dataset']}. "
-        f"Each training once (n = 1); stages: medians of {settings['repeats']}.",
+        f"Each run once (n = 1); stages: medians of {settings['repeats']}.",
     ]
     for part in content["parts"]:
         blocks += [f"## {part['title']}", f"    {part['command']}"]
@@ -182,7 +182,7 @@ def run_module(words: list[str], timeout: float | None = None) -> tuple[str, str
 
     Raises:
         EnvironmentFailure: If it fails.
-        TimeoutExpired: If it is not over within ``timeout`` seconds.
+        subprocess.TimeoutExpired: If it takes more than ``timeout`` seconds.
     """
     with start_module(words) as process:
         output, warnings = process.communicate(timeout=timeout)
@@ -193,11 +193,15 @@ def run_module(words: list[str], timeout: float | None = None) -> tuple[str, str
 
 
 @contextmanager
-def start_module(words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Starts ``python -m`` with these words. At the end of the block, it and all that it started are killed."""
+def start_module(words: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Starts ``python -m`` with these words. At the end of the block, it and all that it started are killed.
+
+    Its output goes to pipes, unless ``options`` of `subprocess.Popen` say otherwise. Signals to the process group, such
+    as Ctrl-C, do not reach it.
+    """
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     command = [sys.executable, "-m", *words]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, text=True, start_new_session=True, **options) as process:
         try:
             yield process
         finally:

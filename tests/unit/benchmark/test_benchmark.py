@@ -210,8 +210,9 @@ def test_the_baseline_runs_in_a_process_of_its_own(small_setup):
     with benchmark.baseline_process(few) as timer:
         assert timer("step") > 0
         assert timer("pipeline") > 0
-        with pytest.raises(EnvironmentFailure, match=r"^the baseline script ended early$"):
-            timer("no such stage")
+        for _ in range(2):  # while it ends, and after
+            with pytest.raises(EnvironmentFailure, match=r"^the baseline script ended early$"):
+                timer("no such stage")
 
 
 def test_the_numbers_add_up(stages, small_setup, tmp_path, capsys):
@@ -221,7 +222,6 @@ def test_the_numbers_add_up(stages, small_setup, tmp_path, capsys):
     assert (stages["config"].batch_size, stages["config"].epochs) == (25, 2)
     assert content["achieved_flops"] == 200 * 1e9
     assert content["peak_matmul_flops"] == 2e12
-    assert content["share_of_peak"] == 0.1
     assert content["data_loading_share"] == pytest.approx(1 - 180 / 200)
     assert (content["world_size"], content["settings"]["batch_size"]) == (1, 25)
     assert "idle_share" not in content
@@ -234,19 +234,11 @@ def test_the_numbers_add_up(stages, small_setup, tmp_path, capsys):
     assert ["whole", "process,", "--epochs", "2", "9.0", "s", "18.0", "s", "2.00", "1"] in table
     assert out[-4:] == [
         "training step: 1.00 GFLOP per image, 0.20 TFLOP/s",
-        f"fastest {content['precision']} matrix product: 2.00 TFLOP/s; the step's share: 10%",
+        f"fastest {content['precision']} matrix product: 2.00 TFLOP/s",
         "data loading: 10.0% of an epoch",
         f"see {tmp_path / 'b' / 'benchmark.json'}",
     ]
     assert max(len(line) for line in out[:-1]) <= 80
-
-
-def test_there_is_no_share_of_a_peak_that_is_none(stages, small_setup, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "count_flops_per_image", lambda model: 1e11)
-    assert benchmark.benchmark(config(tmp_path))["share_of_peak"] is None
-    out, err = capsys.readouterr()
-    assert "the step's share: -\n" in out
-    assert err.startswith("warning: the training step is faster than the fastest matrix product")
 
 
 def test_an_epoch_is_profiled_on_request(stages, small_setup, tmp_path, monkeypatch, capsys):

@@ -65,7 +65,7 @@ class Package:
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """Runs a rehearsal with a package that is not there, and returns the content of the report."""
+    """Does a dry run with a package that is not there, and returns the content of the report."""
 
     def create(package, **changes):
         monkeypatch.setattr(gpu_report, "run_module", package.run)
@@ -77,7 +77,7 @@ def report(tmp_path, monkeypatch):
     return create
 
 
-def test_a_rehearsal_does_all_that_needs_no_gpu(report, tmp_path, capsys):
+def test_a_dry_run_does_all_that_needs_no_gpu(report, tmp_path, capsys):
     package = Package()
     content = report(package)
     assert json.loads((tmp_path / "b" / "gpu-report.json").read_text()) == content
@@ -99,7 +99,7 @@ def test_a_rehearsal_does_all_that_needs_no_gpu(report, tmp_path, capsys):
     assert sum("--augment-on cpu --workers 2" in line for line in words) == 1
     assert (tmp_path / "b" / "stages-beside-the-baseline-script" / "benchmark.json").exists()  # it stays
     page = (tmp_path / "b" / "gpu-report.md").read_text()
-    assert page.startswith("# Rehearsal of the GPU report\n")
+    assert page.startswith("# GPU report (dry run)\n")
     assert "    python -m s10_resnet train --dataset synthetic" in page
     assert "```\nbenchmark said this\n```" in page
     assert "Stopped after step 5 and resumed: bit-identical." in page
@@ -126,7 +126,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(report, tmp_path):
     assert "**Failed** after 0 s: EnvironmentFailure: out of luck" in page
 
 
-def test_without_a_gpu_there_is_only_the_rehearsal(tmp_path):
+def test_without_a_gpu_there_is_only_the_dry_run(tmp_path):
     with pytest.raises(InputError, match=r"^--gpu-report: must be on a CUDA GPU, not cpu; with --quick"):
         gpu_report.create_gpu_report(BenchmarkConfig(gpu_report=True, device="cpu", output_dir=tmp_path))
     assert not list(tmp_path.iterdir())
