@@ -69,7 +69,7 @@ def load_synthetic(train_size: int = 10_000, test_size: int = 2_000) -> tuple[Sp
     return Split(*train, synthetic.CLASSES), Split(*test, synthetic.CLASSES)
 
 
-def train_val_split(split: Split, val_size: int, seed: int = VAL_SPLIT_SEED) -> tuple[Split, Split]:
+def train_val_split(split: Split, val_size: int) -> tuple[Split, Split]:
     """Splits off ``val_size`` images for validation, stratified by class.
 
     Returns:
@@ -81,7 +81,7 @@ def train_val_split(split: Split, val_size: int, seed: int = VAL_SPLIT_SEED) -> 
     num_images = len(split.labels)
     if val_size >= num_images:
         raise InputError(f"--val-size {val_size}: must be below the number of training images, {num_images}")
-    order = np.random.default_rng(seed).permutation(num_images)
+    order = np.random.default_rng(VAL_SPLIT_SEED).permutation(num_images)
     rank = np.empty(num_images)  # of each image among the shuffled images of its class, as a fraction of their number
     for label in np.unique(split.labels):
         of_class = order[split.labels[order] == label]

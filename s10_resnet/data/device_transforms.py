@@ -65,14 +65,14 @@ class DeviceTransform:
         params = [step.sample_params(rng, count) for step in self._steps]
         return torch.from_numpy(np.hstack([np.empty((count, 0), np.int64), *params]))
 
-    def apply(self, images: Tensor, params: Tensor, indices: Tensor | None = None) -> Tensor:
+    def apply(self, images: Tensor, params: Tensor, indices: Tensor) -> Tensor:
         """Transforms a batch, without synchronizing with the device or copying anything to it.
 
         Args:
             images: uint8 ``[N, H, W, C]``; if it is not contiguous, every call copies all of it.
             params: From `sample_params`, int64 ``[B, K]``, on the device of ``images``.
-            indices: int64 ``[B]``, on the same device: the images of the batch, so that a data set on the device is
-                indexed and transformed by the same gather. By default all of ``images`` in their order.
+            indices: int64 ``[B]``, on the same device: the images of the batch. A data set on the device is indexed
+                and transformed by the same gather.
 
         Returns:
             uint8 ``[B, h, w, C]``, contiguous, in memory of its own.
@@ -84,8 +84,6 @@ class DeviceTransform:
         if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape:
             given = f"{images.dtype} {tuple(images.shape[1:])}"
             raise ValueError(f"images must be torch.uint8 {self.image_shape}, not {given}")
-        if indices is None:
-            indices = torch.arange(len(images), device=images.device)
         if len(indices) != len(params):
             raise ValueError(f"params are of {len(params)} images, the batch has {len(indices)}")
 

@@ -19,6 +19,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class BatchSpec(NamedTuple):
     indices: np.ndarray
 
 
+@dataclass(eq=False)
 class StatelessBatchSampler(Sampler[BatchSpec]):
     """Yields the batches of all epochs in a row, so that workers prefetch across the end of an epoch.
 
@@ -64,19 +66,13 @@ class StatelessBatchSampler(Sampler[BatchSpec]):
         world_size: Number of processes.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        *,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
-        self.first_step, self.rank, self.world_size = first_step, rank, world_size
+    num_images: int
+    batch_size: int
+    epochs: int
+    seed: int
+    first_step: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -114,24 +110,17 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, split: Split, *, crop_padding: int, flip: str, cutout_size: int, color_jitter: float = 0.0
     ) -> None:
-        self.size = split.images.shape[1]
         self.alternating_flip = flip == "alternating"
         self.images = torch.from_numpy(reflect_pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
         self.labels = torch.from_numpy(split.labels)
         self.transform = train_transform(
-            crop=crop_padding > 0,
-            flip=flip == "random",
-            cutout_size=cutout_size,
-            color_jitter=color_jitter,
-            size=self.size,
+            crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size, color_jitter=color_jitter
         )
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         seed_transform(self.transform, *spec.key)
         padded = self.images.numpy()
-        batch = np.empty((len(spec.indices), self.size, self.size, 3), np.uint8)
-        for row, index in enumerate(spec.indices):
-            batch[row] = self.transform(image=padded[index])["image"]
+        batch = np.stack([self.transform(image=padded[index])["image"] for index in spec.indices])
         if self.alternating_flip:
             flipped = _is_flipped(spec, len(padded))
             batch[flipped] = batch[flipped, :, ::-1]
@@ -153,9 +142,7 @@ class DeviceAugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         self.alternating_flip = flip == "alternating"
         self.images = torch.from_numpy(reflect_pad(split.images, crop_padding)).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        transform = train_transform(
-            crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size, size=split.images.shape[1]
-        )
+        transform = train_transform(crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size)
         self.transform = DeviceTransform(transform, self.images.shape[1:])
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:

@@ -19,26 +19,23 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
 
-def train_transform(
-    *, crop: bool, flip: bool, cutout_size: int, color_jitter: float = 0.0, size: int = 32
-) -> A.Compose:
+def train_transform(*, crop: bool, flip: bool, cutout_size: int, color_jitter: float = 0.0) -> A.Compose:
     """Builds the augmentation of training images. Normalization is not part of it: it is the model's first layer.
 
     Args:
-        crop: Randomly crop to ``size`` x ``size``; the input has to be padded before, see `reflect_pad`.
+        crop: Randomly crop to 32 x 32 pixels; the input has to be padded before, see `reflect_pad`.
         flip: Flip horizontally with a probability of 0.5.
         cutout_size: Side in pixels of a square filled with the mean pixel; 0 disables it
             (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
         color_jitter: Brightness, contrast and saturation are scaled by random factors from ``1 - color_jitter`` to
             ``1 + color_jitter``; 0 disables it.
-        size: Height and width of the output in pixels.
 
     Returns:
-        A transform from uint8 ``[H, W, 3]`` to uint8 ``[size, size, 3]``; seed it with `seed_transform`.
+        A transform from uint8 ``[H, W, 3]`` to uint8 ``[32, 32, 3]``; seed it with `seed_transform`.
     """
     steps: list[A.BasicTransform] = []
     if crop:
-        steps.append(A.RandomCrop(size, size))
+        steps.append(A.RandomCrop(32, 32))
     if color_jitter:
         factors = (1 - color_jitter, 1 + color_jitter)
         steps.append(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0))
@@ -69,13 +66,5 @@ def seed_transform(transform: A.Compose, *key: int) -> None:
 
 
 def reflect_pad(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Pads all images at once by reflection without repeating the edge, as ``A.Pad`` does with ``BORDER_REFLECT_101``.
-
-    Args:
-        images: uint8 ``[N, H, W, 3]``.
-        pixels: Padding on each side.
-
-    Returns:
-        uint8 ``[N, H + 2 * pixels, W + 2 * pixels, 3]``.
-    """
+    """Pads images ``[N, H, W, C]`` on each side by reflection, as ``A.Pad`` does with ``BORDER_REFLECT_101``."""
     return np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")

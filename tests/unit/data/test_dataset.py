@@ -42,7 +42,6 @@ def test_the_validation_split_never_moves(split):
     images[:, 0, 0, 0] = np.arange(100)
     numbered = Split(images, labels, split.classes)
     assert train_val_split(numbered, 10)[1].images[:, 0, 0, 0].tolist() == [5, 8, 9, 20, 36, 37, 81, 82, 93, 94]
-    assert not np.array_equal(train_val_split(numbered, 10, seed=1)[1].images, train_val_split(numbered, 10)[1].images)
 
 
 @pytest.mark.parametrize("size", [50, 51])
