@@ -29,7 +29,7 @@ class DownloadError(InputError):
 
 
 class TrainingError(RuntimeError):
-    """A training cannot continue, for example because its loss is not finite; exit code 1."""
+    """A run cannot continue, for example because its loss is not finite; exit code 1."""
 
 
 class EnvironmentFailure(RuntimeError):  # noqa: N818 - not an error of the package

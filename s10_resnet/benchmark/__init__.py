@@ -1,1 +1,1 @@
-"""What a training costs, beside a baseline script."""
+"""What training costs, beside a baseline script."""

@@ -1,4 +1,4 @@
-"""How fast a training is on this machine, stage by stage, beside the baseline script and the peak of the hardware."""
+"""How fast training is on this machine, stage by stage, beside the baseline script and a matrix product."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BaselineTimer = Callable[[str], float]  # from the name of a stage to the second
 
 @graceful_shutdown()
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Times each stage of a training, prints a table, and writes all times to ``benchmark.json`` in a new folder.
+    """Times each stage of training, prints a table, and writes all times to ``benchmark.json`` in a new folder.
 
     Returns:
         The content of that file. ``stages``: see `compare`. ``achieved_flops`` of a training step and

@@ -27,8 +27,8 @@ def read_cifar10(root: Path) -> tuple[Arrays, Arrays]:
     """Reads the 50,000 training and 10,000 test images; downloads them first if they are missing.
 
     Args:
-        root: Folder that holds ``cifar-10-batches-py/`` or its archive, or receives them. If the images are there, it
-            is not written to.
+        root: Folder that holds ``cifar-10-batches-py/`` or its archive, or receives them; not written to if it holds
+            the images.
 
     Returns:
         Images (uint8 ``[N, 32, 32, 3]``), labels (int64 ``[N]``) and class names of the training and the test split.
@@ -48,7 +48,10 @@ def read_cifar10(root: Path) -> tuple[Arrays, Arrays]:
             f"({error.filename or root}: {error.strerror or error})"
         ) from error
     except RuntimeError as error:  # a wrong MD5; torchvision does not name the file
-        raise InputError(_describe_damage(root) or f"--data-dir {root}: {error}") from error
+        meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+        for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
+            _check(root, f"{CIFAR10.base_folder}/{name}", md5)
+        raise InputError(f"--data-dir {root}: {error}") from error
     return _to_arrays(train), _to_arrays(test)
 
 
@@ -57,20 +60,12 @@ def _to_arrays(dataset: CIFAR10) -> Arrays:
     return np.ascontiguousarray(dataset.data), np.array(dataset.targets, np.int64), tuple(dataset.classes)
 
 
-def _describe_damage(root: Path) -> str | None:
-    """The error message for the first file that fails torchvision's integrity check; None if all pass."""
-    folder = root / CIFAR10.base_folder
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-        if not check_integrity(folder / name, md5):
-            return _damage(root, f"{CIFAR10.base_folder}/{name}", md5)
-    return None
-
-
-def _damage(root: Path, name: str, md5: str) -> str:
-    state = "is damaged" if (root / name).is_file() else "is missing"
-    remedy = f"Remove {root / Path(name).parts[0]} to have CIFAR-10 downloaded again."
-    return f"--data-dir {root}: {name} {state} (expected MD5 {md5}). {remedy}"
+def _check(root: Path, name: str, md5: str) -> None:
+    """Raises an `InputError` unless the file is there and has this MD5."""
+    if not check_integrity(root / name, md5):
+        state = "is damaged" if (root / name).is_file() else "is missing"
+        remedy = f"Remove {root / Path(name).parts[0]} to have CIFAR-10 downloaded again."
+        raise InputError(f"--data-dir {root}: {name} {state} (expected MD5 {md5}). {remedy}")
 
 
 def _prepare(root: Path) -> None:
@@ -83,8 +78,7 @@ def _prepare(root: Path) -> None:
         if not archive.is_file():
             _download(root, temporary)
             Path(temporary, CIFAR10.filename).replace(archive)
-        if not check_integrity(archive, CIFAR10.tgz_md5):
-            raise InputError(_damage(root, CIFAR10.filename, CIFAR10.tgz_md5))
+        _check(root, CIFAR10.filename, CIFAR10.tgz_md5)
         # Not torchvision's extract_archive, which has no filter before 0.29.2.
         shutil.unpack_archive(archive, temporary, filter="data")
         Path(temporary, CIFAR10.base_folder).rename(root / CIFAR10.base_folder)

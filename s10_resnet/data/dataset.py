@@ -14,16 +14,10 @@ VAL_SPLIT_SEED = 0  # fixed, so that the validation accuracies of any two runs a
 
 
 class Split(NamedTuple):
-    """Labeled images.
+    """Labeled images."""
 
-    Attributes:
-        images: uint8 ``[N, 32, 32, 3]``.
-        labels: int64 ``[N]``, indices of ``classes``.
-        classes: Class names.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 [N, 32, 32, 3]
+    labels: np.ndarray  # int64 [N], indices of classes
     classes: tuple[str, ...]
 
     def subset(self, indices: np.ndarray | slice) -> Split:
@@ -37,14 +31,13 @@ def load_dataset(name: str, data_dir: Path) -> tuple[Split, Split, str]:
     Args:
         name: ``cifar10``, ``synthetic``, or ``auto``: CIFAR-10 if it is there or can be downloaded, else the synthetic
             data set.
-        data_dir: Folder of CIFAR-10; see `s10_resnet.data.cifar10.read_cifar10`.
+        data_dir: Folder of CIFAR-10.
 
     Returns:
         Training split, test split, and the name of the data set that was loaded: ``cifar10`` or ``synthetic``.
 
     Raises:
-        InputError: See `s10_resnet.data.cifar10.read_cifar10`. With ``auto``, too, a damaged or unwritable folder is
-            an error.
+        InputError: See `s10_resnet.data.cifar10.read_cifar10`; with ``auto``, too, for a damaged or unwritable folder.
     """
     if name != "synthetic":
         try:

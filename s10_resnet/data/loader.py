@@ -1,7 +1,7 @@
 """Data loading: a sampler that says which images make a batch, and data sets that turn its answer into a batch.
 
 All randomness is stateless. It follows from seeds alone, so the batches are bit-identical with any number of workers,
-and a training can be resumed at any step:
+and a run can be resumed at any step:
 
 - The order of the images in an epoch is seeded with (seed, epoch).
 - The augmentation of a batch is seeded with (seed, epoch, batch index, rank).
@@ -38,15 +38,10 @@ from s10_resnet.utils import signals
 
 
 class BatchSpec(NamedTuple):
-    """What makes a batch.
+    """What makes a batch."""
 
-    Attributes:
-        key: Seed of the augmentation: seed, epoch, batch index, rank.
-        indices: The images, int64 ``[B]``.
-    """
-
-    key: tuple[int, int, int, int]
-    indices: np.ndarray
+    key: tuple[int, int, int, int]  # seed of the augmentation: seed, epoch, batch index, rank
+    indices: np.ndarray  # of the images, int64 [B]
 
 
 @dataclass(eq=False)
@@ -55,24 +50,15 @@ class StatelessBatchSampler(Sampler[BatchSpec]):
 
     Every image comes once an epoch. The last batch of an epoch is smaller if the batch size does not divide the number
     of images. With several processes, each takes every ``world_size``-th image of every batch.
-
-    Args:
-        num_images: Size of the training split.
-        batch_size: Images per step, over all processes.
-        epochs: Passes over the images.
-        seed: Seed of order and augmentation, in 0..2**32 - 1.
-        first_step: Number of steps to skip, counted from the first epoch.
-        rank: Rank of this process.
-        world_size: Number of processes.
     """
 
     num_images: int
-    batch_size: int
+    batch_size: int  # images per step, over all processes
     epochs: int
-    seed: int
-    first_step: int = 0
-    rank: int = 0
-    world_size: int = 1
+    seed: int  # of order and augmentation, in 0..2**32 - 1
+    first_step: int = 0  # number of steps to skip, counted from the first epoch
+    rank: int = 0  # of this process
+    world_size: int = 1  # number of processes
 
     @property
     def steps_per_epoch(self) -> int:

@@ -30,7 +30,7 @@ def whitening_init_(model: nn.Module, images: Tensor) -> None:
     filters keep whitening: weight decay would wear them off.
 
     Args:
-        model: Its first convolution has at least twice as many filters as a patch has values.
+        model: Its first convolution must have at least twice as many filters as a patch has values.
         images: Inputs of that convolution, float ``[N, C, H, W]``.
     """
     conv = _convolutions(model)[0]

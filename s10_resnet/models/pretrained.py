@@ -28,7 +28,7 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tr
 
 
 class TrainedConfig(BaseModel):
-    """The settings of a training: those that are used here, and any others."""
+    """The settings of a run: those that are used here, and any others."""
 
     model_config = STRICT | ConfigDict(extra="allow")
     __pydantic_extra__: dict[Name, Setting]
@@ -54,19 +54,14 @@ class WeightsContent(BaseModel):
 class LoadedModel(nn.Module):
     """A trained network in evaluation mode, from uint8 images ``[B, 32, 32, 3]`` to float32 logits ``[B, C]``.
 
-    Args:
-        network: The network, of `s10_resnet.models.resnet.build_model`; normalization is its first layer.
-        runtime: Its device, and the precision of the forward pass.
-        content: The content of its weights file.
-
     Attributes:
-        network: See above.
+        network: A network of `s10_resnet.models.resnet.build_model`; normalization is its first layer.
         classes: The C class names.
-        dataset: The data set of the training, ``cifar10`` or ``synthetic``.
+        dataset: The data set it was trained on, ``cifar10`` or ``synthetic``.
         epoch: The number of epochs trained.
         eval_accuracy: The accuracy after that epoch, a fraction of 1.
         eval_split: The images it was measured on: ``test``, or ``val`` if images were held out.
-        config: The settings of the training, by their present names.
+        config: The settings of the run, by their present names.
     """
 
     def __init__(self, network: nn.Module, runtime: Runtime, content: WeightsContent) -> None:

@@ -96,16 +96,9 @@ class ResNet9(nn.Module):
 def build_model(
     mean: Sequence[float], std: Sequence[float], *, num_classes: int = 10, logit_scale: float = 0.125
 ) -> nn.Sequential:
-    """Returns the network that is trained and saved: ``normalize``, then ``resnet``.
+    """Returns the network that is trained and saved: ``normalize``, a `Normalize`, then ``resnet``, a `ResNet9`.
 
-    Args:
-        mean: Channel means of the training images as fractions of 1.
-        std: Channel standard deviations as fractions of 1.
-        num_classes: Number of logits.
-        logit_scale: See `ResNet9`.
-
-    Returns:
-        A module from uint8 images ``[B, 32, 32, 3]`` to logits ``[B, num_classes]``, in channels-last memory.
+    It computes logits ``[B, num_classes]`` of uint8 images ``[B, 32, 32, 3]``; its weights are in channels-last memory.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         normalize=Normalize(mean, std), resnet=ResNet9(num_classes, logit_scale)

@@ -33,15 +33,10 @@ def collect_environment(device: torch.device) -> dict[str, Any]:
 
 
 def require_optional(package: str, extra: str, flag: str) -> ModuleType:
-    """Imports a package that only an optional dependency group installs.
-
-    Args:
-        package: Name to import.
-        extra: Its group in ``pyproject.toml``.
-        flag: The flag that needs it, for the message.
+    """Imports a package of the optional dependency group ``extra`` in ``pyproject.toml``.
 
     Raises:
-        InputError: If it is not installed; the message says what to install.
+        InputError: If it is not installed; the message starts with ``flag`` and says what to install.
     """
     try:
         return importlib.import_module(package)

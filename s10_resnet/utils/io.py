@@ -26,10 +26,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 def atomic_write(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Writes a file atomically: a reader finds the old content or the new one, also after a crash.
 
-    Args:
-        path: The file.
-        content: The whole new content.
-        previous: Where to keep the old content; ``path`` exists at every moment.
+    The old content is kept in ``previous``, if given; ``path`` exists at every moment.
     """
     temporary = _temporary(path)
     try:

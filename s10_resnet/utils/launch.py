@@ -13,19 +13,12 @@ from s10_resnet.errors import InputError
 
 
 class LaunchEnv(NamedTuple):
-    """The place of this process among those that were launched together.
+    """The place of this process among those that were launched together."""
 
-    Attributes:
-        rank: Index of this process among all, from 0.
-        local_rank: Index of this process among those of this machine, from 0.
-        world_size: Number of processes.
-        restart_count: How often the launcher has restarted the processes.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    restart_count: int = 0
+    rank: int = 0  # index of this process among all
+    local_rank: int = 0  # index of this process among those of this machine
+    world_size: int = 1  # number of processes
+    restart_count: int = 0  # how often the launcher has restarted the processes
 
 
 def launch_env() -> LaunchEnv:
@@ -58,11 +51,7 @@ def _integer(name: str, *, default: int | None, low: int, high: float = math.inf
 
 
 def command(name: str) -> str:
-    """Returns how to run another command of the package, in the way that this process was run.
-
-    Args:
-        name: The command, such as ``find_lr``.
-    """
+    """Returns how to run another command, such as ``find_lr``, in the way that this process was run."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         return f"python -m s10_resnet {name}"

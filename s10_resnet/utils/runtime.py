@@ -23,28 +23,22 @@ class Runtime:
     """The device, the precision, and the rank of this process.
 
     With fp32, autocast and the scaler do nothing; in a single process, neither do the collective methods.
-
-    Attributes:
-        device: Where models and batches are.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        scaler: Scales the loss with fp16; disabled otherwise.
-        rank: Index of this process among all, from 0.
-        world_size: Number of processes.
     """
 
-    device: torch.device
-    precision: str
-    scaler: torch.amp.GradScaler
-    rank: int = 0
-    world_size: int = 1
+    device: torch.device  # of models and batches
+    precision: str  # fp32, bf16 or fp16
+    scaler: torch.amp.GradScaler  # enabled with fp16 only
+    rank: int = 0  # index of this process among all
+    world_size: int = 1  # number of processes
 
     @property
     def autocast_options(self) -> dict:
         """Keyword arguments of `torch.autocast`."""
+        enabled = self.precision != "fp32"
         return {
             "device_type": self.device.type,
-            "dtype": DTYPES[self.precision] if self.precision != "fp32" else None,
-            "enabled": self.precision != "fp32",
+            "dtype": DTYPES[self.precision] if enabled else None,
+            "enabled": enabled,
         }
 
     @property
@@ -113,10 +107,7 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
 
 
 def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
-    """Returns the runtime of a forward pass in this process alone; no setting of the process is changed.
-
-    Takes and raises what `init_runtime` does.
-    """
+    """Returns the runtime of a forward pass in this process alone, and changes no setting; see `init_runtime`."""
     chosen = _device(device)
     return Runtime(chosen, _precision(precision, chosen), torch.amp.GradScaler(chosen.type, enabled=False))
 

@@ -24,14 +24,9 @@ class CheckpointError(InputError):
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes tensors and plain values; `load` reads them back, and so does a bare `torch.load`.
+    """Writes tensors and plain values, which `load` and `torch.load` read back; keeps the old file in ``previous``.
 
     The file ends with the SHA-256 of everything before it, as the comment of the zip archive that `torch.save` writes.
-
-    Args:
-        path: The file.
-        state: Tensors and plain values.
-        previous: Where to keep the previous file.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -56,10 +51,9 @@ def load(path: Path) -> dict[str, Any]:
             raise TypeError
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
-        # Compressed records could need any amount of memory: `torch.save` writes none.
-        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > len(
-            content
-        ):
+        stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+        # Compressed or overlapping records could need any amount of memory: `torch.save` writes none.
+        if not stored or sum(record.file_size for record in records) > len(content):
             raise ValueError
         with warnings.catch_warnings(action="ignore"):  # the error below is enough
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
