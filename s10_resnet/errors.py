@@ -51,9 +51,8 @@ def explain_system_error(error: BaseException) -> str | None:
     import torch  # takes seconds, and the command line imports this module before it reads any flags
 
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or re.search(
-        r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory", text
-    ):
+    full = re.search(r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory", text)
+    if full or isinstance(error, torch.OutOfMemoryError):
         return "the accelerator's memory is full; lower --batch-size, or end what else uses it"
     if isinstance(error, MemoryError) or re.search(r"can't allocate memory|Cannot allocate memory", text):
         return "the memory is full; lower --batch-size or --workers, or end what else uses it"
@@ -70,7 +69,7 @@ def explain_system_error(error: BaseException) -> str | None:
     if "Pin memory thread exited" in text:
         return "the thread that pins memory ended, most often for want of memory; lower --batch-size or free memory"
     if isinstance(error, torch.distributed.DistError) or re.search(r"[Cc]onnection (closed|reset)|gloo|NCCL", text):
-        return "another process of this training is gone; its own message says why"
+        return "another process of this run is gone; its own message says why"
     # A device-side assert is an index out of range: a bug, whose traceback is wanted.
     if isinstance(error, torch.AcceleratorError) and "device-side assert" not in text:
         return f"the accelerator failed ({text.splitlines()[0]}); a restart of the process or the machine may help"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from itertools import repeat
 from math import ceil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -33,6 +33,7 @@ from s10_resnet.models.resnet import ResNet9
 from s10_resnet.training.optim import create_scheduler
 
 PIPELINE_IMAGES = 2048  # that the input pipeline is timed with, at least: a tenth of a second and more
+SCHEDULE: dict[str, Any] = {"pct_start": 0.2, "anneal_strategy": "linear", "div_factor": 25, "final_div_factor": 1e4}
 UNLIMITED = 1_000_000  # steps: the schedule of a measurement never ends
 
 Training = tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
@@ -64,16 +65,7 @@ def create_training(device: torch.device, *, max_lr: float, total_steps: int) ->
     """Returns network, optimizer and scheduler."""
     model = ResNet9().to(device)
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4)
-    scheduler = create_scheduler(
-        optimizer,
-        max_lr=max_lr,
-        total_steps=total_steps,
-        pct_start=0.2,
-        anneal_strategy="linear",
-        div_factor=25.0,
-        final_div_factor=1e4,
-    )
-    return model, optimizer, scheduler
+    return model, optimizer, create_scheduler(optimizer, max_lr=max_lr, total_steps=total_steps, **SCHEDULE)
 
 
 def train_steps(training: Training, batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[float]:

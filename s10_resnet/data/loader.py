@@ -118,25 +118,23 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
         return images, self.labels[torch.from_numpy(spec.indices)]
 
 
-class DeviceAugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
+class DeviceAugmentedBatches(AugmentedBatches):
     """`AugmentedBatches` on a device that holds all images.
 
     The random parameters have the same distributions, but other values; there is no ``color_jitter``.
     """
 
     def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, cutout_size: int) -> None:
-        self.alternating_flip = flip == "alternating"
-        self.images = torch.from_numpy(reflect_pad(split.images, crop_padding)).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
-        transform = train_transform(crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size)
-        self.transform = DeviceTransform(transform, self.images.shape[1:])
+        super().__init__(split, crop_padding=crop_padding, flip=flip, cutout_size=cutout_size)
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        self.device_transform = DeviceTransform(self.transform, self.images.shape[1:])
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         device = self.images.device
-        params = self.transform.sample_params(np.random.default_rng(spec.key), len(spec.indices))
+        params = self.device_transform.sample_params(np.random.default_rng(spec.key), len(spec.indices))
         params = params.to(device, non_blocking=True)
         indices = torch.from_numpy(spec.indices).to(device, non_blocking=True)
-        images = self.transform.apply(self.images, params, indices)
+        images = self.device_transform.apply(self.images, params, indices)
         if self.alternating_flip:
             flipped = torch.from_numpy(_is_flipped(spec, len(self.images))).to(device, non_blocking=True)
             images = torch.where(flipped[:, None, None, None], images.flip(2), images)

@@ -28,7 +28,7 @@ REMEDIES = {
 }
 ACCELERATOR = "the accelerator's memory is full; lower --batch-size"
 WORKER_KILLED, SHARED_MEMORY = "a worker was killed", "/dev/shm is too small"
-MEMORY, PROCESS_GONE = "the memory is full; lower --batch-size", "another process of this training is gone"
+MEMORY, PROCESS_GONE = "the memory is full; lower --batch-size", "another process of this run is gone"
 
 # As torch and its libraries word them, the line breaks included.
 TEXTS = [
@@ -170,7 +170,7 @@ def test_a_worker_that_is_gone():
         assert explained(raised_in_a_worker(end)).startswith(WORKER_KILLED)
 
 
-def test_a_process_of_the_training_that_is_gone(tmp_path):
+def test_a_process_of_the_run_that_is_gone(tmp_path):
     def take_part(rank, told):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=rank, world_size=2)

@@ -6,10 +6,12 @@ import signal
 import tempfile
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from s10_resnet.data import loader as data_loader
 from s10_resnet.data.dataset import Split
 from s10_resnet.data.loader import (
     AugmentedBatches,
@@ -22,6 +24,7 @@ from s10_resnet.data.loader import (
 )
 from s10_resnet.data.transforms import MEAN, reflect_pad
 from s10_resnet.errors import InputError, explain_system_error
+from s10_resnet.utils import signals
 
 OFF = {"crop_padding": 0, "flip": "none", "cutout_size": 0}
 DEFAULT = {"crop_padding": 4, "flip": "random", "cutout_size": 8}
@@ -225,7 +228,7 @@ def test_workers_ignore_signals():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are a matter of POSIX")
 def test_workers_never_get_a_signal_not_even_before_they_are_ready(monkeypatch):
-    monkeypatch.setattr("s10_resnet.data.loader._init_worker", lambda worker_id: None)
+    monkeypatch.setattr(data_loader, "_init_worker", lambda worker_id: None)
     loader = create_loader(Dataset(signal.SIGTERM), range(100), workers=1, pin_memory=False)
     with iterate_batches(loader) as batches:
         assert list(batches) == list(range(100))
@@ -253,6 +256,25 @@ def test_a_full_shared_memory_is_an_error_and_not_a_hang(split, monkeypatch):
         load_all(split, workers=1)
     assert explain_system_error(caught.value).startswith("/dev/shm is too small")
     assert len(load_all(split, workers=0)) == 8  # nothing is shared then
+
+
+def test_only_a_worker_shares_the_memory_of_its_batches(split, monkeypatch):
+    batches, spec = AugmentedBatches(split, **OFF), BatchSpec((0, 0, 0, 0), np.arange(2))
+    assert not batches[spec][0].is_shared()
+    monkeypatch.setattr(data_loader, "get_worker_info", lambda: "a worker")
+    assert batches[spec][0].is_shared()
+
+
+def test_a_worker_starts_no_threads_and_ignores_signals():
+    handlers, threads = {name: signal.getsignal(name) for name in signals.SIGNALS}, cv2.getNumThreads()
+    try:
+        data_loader._init_worker(0)
+        assert cv2.getNumThreads() == 1
+        assert {signal.getsignal(name) for name in signals.SIGNALS} == {signal.SIG_IGN}
+    finally:
+        cv2.setNumThreads(threads)
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
 
 
 def test_a_killed_worker_is_an_error_of_the_system():

@@ -291,6 +291,19 @@ def test_safetensors_of_other_programs_and_of_previous_versions(tmp_path, small_
     assert torch.equal(model.network.state_dict()["resnet.linear.weight"], tensors["resnet.linear.weight"])
 
 
+def test_a_full_memory_is_not_a_damaged_file(tmp_path, monkeypatch):
+    library = pytest.importorskip("safetensors.torch")
+
+    def full(content):
+        raise MemoryError
+
+    monkeypatch.setattr(library, "load", full)
+    path = tmp_path / "last.safetensors"
+    path.touch()
+    with pytest.raises(MemoryError):
+        load_model(path)
+
+
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path = tmp_path / "last.safetensors"

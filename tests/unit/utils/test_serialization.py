@@ -170,3 +170,12 @@ def test_only_a_file_of_a_sensible_size_is_read(tmp_path):
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(serialization.MAX_FILE_SIZE + 1)
     assert refusal(tmp_path / "huge") == "has 1.0 GB, more than any file of this package"
+
+
+def test_a_full_memory_is_not_a_damaged_file(small, monkeypatch):
+    def full(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(MemoryError):
+        serialization.load(small)
