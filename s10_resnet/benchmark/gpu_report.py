@@ -205,5 +205,6 @@ def start_module(words: list[str], **options: Any) -> Iterator[subprocess.Popen[
         try:
             yield process
         finally:
-            if process.poll() is None:
+            if process.poll() is None and hasattr(os, "killpg"):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # on Windows, which has no process groups
