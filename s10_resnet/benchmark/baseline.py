@@ -46,7 +46,7 @@ def create_transform(*, train: bool) -> A.Compose:
     return A.Compose([*augmentation, A.Normalize(MEAN, STD), A.ToTensorV2()])
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Single images, float32 ``[3, 32, 32]``, and labels, through PIL as in `torchvision.datasets.CIFAR10`."""
 
     def __init__(self, split: Split, *, train: bool) -> None:
@@ -107,7 +107,7 @@ def single_thread() -> Iterator[None]:
 
 def time_stages(names: Iterable[str], loader: DataLoader, device: torch.device, max_lr: float) -> Iterator[float]:
     """Yields the seconds of each stage that is named: ``pipeline``, ``step`` or ``epoch``."""
-    images, batch_size = cast(Images, loader.dataset), cast(int, loader.batch_size)
+    images, batch_size = cast(ImageDataset, loader.dataset), cast(int, loader.batch_size)
     training = create_training(device, max_lr=max_lr, total_steps=UNLIMITED)
 
     def create_batch() -> tuple[Tensor, Tensor]:
@@ -150,8 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     train, test = train.subset(slice(args.max_train_samples)), test.subset(slice(args.max_train_samples // 5))
     device = torch.device(args.device)
     options = {"batch_size": args.batch_size, "num_workers": args.workers, "pin_memory": device.type == "cuda"}
-    train_loader = DataLoader(Images(train, train=True), shuffle=True, **options)
-    test_loader = DataLoader(Images(test, train=False), **options)
+    train_loader = DataLoader(ImageDataset(train, train=True), shuffle=True, **options)
+    test_loader = DataLoader(ImageDataset(test, train=False), **options)
     if args.time_stages:
         for seconds in time_stages(map(str.strip, sys.stdin), train_loader, device, args.max_lr):
             print(seconds, flush=True)

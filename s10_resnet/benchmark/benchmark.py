@@ -45,7 +45,7 @@ MATMUL_SIZES = (4096, 8192, 16384)  # on a GPU
 MATMUL_SECONDS = 0.5  # of a measurement: long enough for clocks and power to settle
 PROFILE_ROWS = 30
 
-Clock = Callable[[], float]  # returns the seconds of what it does
+Timer = Callable[[], float]  # returns the seconds of what it does
 BaselineTimer = Callable[[str], float]  # from the name of a stage to the seconds of the baseline script
 
 
@@ -159,12 +159,12 @@ def measure_process(setup: Setup, _: BaselineTimer, __: int) -> dict[str, Any]:
         own = {"workers": setup.workers, "augment_on": setup.augment_on, "output_dir": folder, "epochs": epochs}
         train = ["s10_resnet", "train", *to_flags({**_shared_flags(setup), **own, **BASELINE_SETTINGS})]
         script = [BASELINE, *_baseline_flags(setup), "--epochs", str(epochs)]
-        package, baseline = (partial(_time, partial(run_module, words)) for words in (train, script))
+        package, baseline = (partial(_time, partial(run_module, args)) for args in (train, script))
         name, images = f"whole process, --epochs {epochs}", epochs * len(setup.train.labels)
         return compare(name, images, package, baseline, repeats=1, warm_up=0)
 
 
-def compare(name: str, images: int, package: Clock, baseline: Clock, repeats: int, warm_up: int = 1) -> dict[str, Any]:
+def compare(name: str, images: int, package: Timer, baseline: Timer, repeats: int, warm_up: int = 1) -> dict[str, Any]:
     """Times both in turn, so that a machine whose speed varies is as slow for the one as for the other.
 
     Each time, ``images`` training images go through the stage. The first ``warm_up`` times do not count.
@@ -244,8 +244,8 @@ def baseline_process(setup: Setup) -> Iterator[BaselineTimer]:
     Yields:
         Its timer of the stages ``pipeline``, ``step`` and ``epoch``, which raises `EnvironmentFailure` if it has ended.
     """
-    words = [BASELINE, "--time-stages", *_baseline_flags(setup)]
-    with start_module(words, stdin=subprocess.PIPE, stderr=None, bufsize=0) as process:
+    args = [BASELINE, "--time-stages", *_baseline_flags(setup)]
+    with start_module(args, stdin=subprocess.PIPE, stderr=None, bufsize=0) as process:
         stdin, stdout = cast(TextIO, process.stdin), cast(TextIO, process.stdout)
 
         def measure(stage: str) -> float:

@@ -26,19 +26,13 @@ from s10_resnet.utils.environment import collect_environment
 from s10_resnet.utils.io import atomic_write, create_run_dir, read_csv, read_json, write_json
 from s10_resnet.utils.runtime import resolve_runtime
 
-CLOCKS = ("train_seconds", "eval_seconds", "images_per_second")  # columns of history.csv
+TIMING_COLUMNS = ("train_seconds", "eval_seconds", "images_per_second")  # columns of history.csv
 POLL_SECONDS = 0.02
-SHARED = ("dataset", "data_dir", "device", "max_train_samples", "batch_size")
+SHARED_SETTINGS = ("dataset", "data_dir", "device", "max_train_samples", "batch_size")
 STAGES = "stages beside the baseline script"
 RESUME = "3 epochs, deterministic, stopped and resumed"
-DRY_RUN = {  # what --quick sets instead: the two minutes of two cores are for the start of fifteen processes
-    "quick": False,
-    "dataset": "synthetic",
-    "max_train_samples": 64,
-    "batch_size": 16,
-    "epochs": 2,
-    "repeats": 1,
-}
+# Two minutes on two cores, most of them for the start of fifteen processes.
+DRY_RUN = {"quick": False, "dataset": "synthetic", "max_train_samples": 64, "batch_size": 16, "epochs": 2, "repeats": 1}
 
 
 def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
@@ -63,18 +57,18 @@ def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
     run_dir = create_run_dir(config.output_dir, config.name, "gpu-report")
     environment = {"device": str(device), "cuda": torch.version.cuda, **collect_environment(device)}
     content = {"dry_run": dry_run, "settings": config.to_json(), **environment, "parts": []}
-    shared = {name: getattr(config, name) for name in SHARED}
+    shared = {name: getattr(config, name) for name in SHARED_SETTINGS}
     with tempfile.TemporaryDirectory() as work_dir:
         for title, command, flags, limit in list_commands(config, on_cuda=device.type == "cuda"):
             output_dir = run_dir if command == "benchmark" else Path(work_dir)  # the benchmark's files stay
             name = title.replace(" ", "-").replace(",", "")
-            words = [command, *to_flags({**shared, **flags, "output_dir": output_dir, "name": name})]
-            part: dict[str, Any] = {"title": title, "command": " ".join(["python -m s10_resnet", *words])}
+            args = [command, *to_flags({**shared, **flags, "output_dir": output_dir, "name": name})]
+            part: dict[str, Any] = {"title": title, "command": " ".join(["python -m s10_resnet", *args])}
             start = time.monotonic()
             try:
-                part["results"] = run_command(words, output_dir / name, limit)
+                part["results"] = run_command(args, output_dir / name, limit)
                 if title == RESUME:
-                    part["results"] |= compare_resumed(words, output_dir / name, limit)
+                    part["results"] |= compare_resumed(args, output_dir / name, limit)
             except Exception as error:  # whatever it is, the other parts go on
                 part["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             part["seconds"] = time.monotonic() - start
@@ -103,32 +97,34 @@ def list_commands(config: BenchmarkConfig, *, on_cuda: bool) -> list[tuple[str, 
     ]
 
 
-def run_command(words: list[str], run_dir: Path, limit: int) -> dict[str, Any]:
+def run_command(args: list[str], run_dir: Path, limit: int) -> dict[str, Any]:
     """Runs a command. Returns its results, and what it wrote to stdout and stderr."""
-    output, warnings = run_module(["s10_resnet", *words], limit)
-    results = read_json(run_dir / ("benchmark.json" if words[0] == "benchmark" else "summary.json"))
-    return {**results, "stdout": output, "stderr": warnings[-1000:]}
+    stdout, stderr = run_module(["s10_resnet", *args], limit)
+    results = read_json(run_dir / ("benchmark.json" if args[0] == "benchmark" else "summary.json"))
+    return {**results, "stdout": stdout, "stderr": stderr[-1000:]}
 
 
-def compare_resumed(words: list[str], whole: Path, limit: int) -> dict[str, Any]:
+def compare_resumed(args: list[str], uninterrupted: Path, limit: int) -> dict[str, Any]:
     """Compares a run with the same one after SIGTERM stopped it in its second epoch and it was resumed."""
-    stopped = whole.with_name("stopped")
+    stopped = uninterrupted.with_name("stopped")
     deadline = time.monotonic() + limit
-    with start_module(["s10_resnet", *words, "--name", stopped.name]) as process:
+    with start_module(["s10_resnet", *args, "--name", stopped.name]) as process:
         while process.poll() is None and not (stopped / "last.pt").exists():  # after the first epoch
             if time.monotonic() > deadline:
                 raise EnvironmentFailure("the first epoch was not over in time")
             time.sleep(POLL_SECONDS)
-        time.sleep(read_csv(whole / "history.csv")[-1]["train_seconds"] / 2)  # into the second
+        time.sleep(read_csv(uninterrupted / "history.csv")[-1]["train_seconds"] / 2)  # into the second
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=limit)
     if process.returncode != 128 + signal.SIGTERM:
         raise EnvironmentFailure(f"exit code {process.returncode} after SIGTERM, not {128 + signal.SIGTERM}")
     step = serialization.load(stopped / "checkpoint.pt")["state"]["step"]
     run_module(["s10_resnet", "train", "--resume", str(stopped)], limit)
-    before, after = (serialization.load(path / "last.pt")["model"] for path in (whole, stopped))
-    histories = [read_csv(path / "history.csv") for path in (whole, stopped)]
-    metrics = [[{k: v for k, v in row.items() if k not in CLOCKS} for row in history] for history in histories]
+    before, after = (serialization.load(path / "last.pt")["model"] for path in (uninterrupted, stopped))
+    metrics = [
+        [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in read_csv(path / "history.csv")]
+        for path in (uninterrupted, stopped)
+    ]
     return {
         "stopped_after_step": step,
         "weights_bit_identical": all(before[k].numpy().tobytes() == after[k].numpy().tobytes() for k in before),
@@ -177,30 +173,30 @@ def to_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
-def run_module(words: list[str], timeout: float | None = None) -> tuple[str, str]:
-    """Runs ``python -m`` with these words to its end, and returns what it wrote to stdout and stderr.
+def run_module(args: list[str], timeout: float | None = None) -> tuple[str, str]:
+    """Runs ``python -m`` with these arguments to its end, and returns what it wrote to stdout and stderr.
 
     Raises:
         EnvironmentFailure: If it fails.
         subprocess.TimeoutExpired: If it takes more than ``timeout`` seconds.
     """
-    with start_module(words) as process:
-        output, warnings = process.communicate(timeout=timeout)
+    with start_module(args) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
     if process.returncode:
-        reason = warnings.strip()[-300:]
-        raise EnvironmentFailure(f"{' '.join(words[:2])}: ended with exit code {process.returncode}: {reason}")
-    return output, warnings
+        reason = stderr.strip()[-300:]
+        raise EnvironmentFailure(f"{' '.join(args[:2])}: ended with exit code {process.returncode}: {reason}")
+    return stdout, stderr
 
 
 @contextmanager
-def start_module(words: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Starts ``python -m`` with these words. At the end of the block, it and all that it started are killed.
+def start_module(args: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Starts ``python -m`` with these arguments. At the end of the block, it and all that it started are killed.
 
     Its output goes to pipes, unless ``options`` of `subprocess.Popen` say otherwise. Signals to the process group, such
     as Ctrl-C, do not reach it.
     """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    command = [sys.executable, "-m", *words]
+    command = [sys.executable, "-m", *args]
     with subprocess.Popen(command, text=True, start_new_session=True, **options) as process:
         try:
             yield process

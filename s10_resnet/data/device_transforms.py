@@ -116,7 +116,7 @@ class _RandomCrop:
     def __init__(self, transform: A.RandomCrop, image_shape: Shape) -> None:
         height, width, channels = image_shape
         fits = transform.height <= height and transform.width <= width
-        _require(transform, fits, varied=("height", "width"))
+        _check_options(transform, fits, varied=("height", "width"))
         self.output_shape = (transform.height, transform.width, channels)
         self.positions = (height - transform.height + 1, width - transform.width + 1)
 
@@ -132,7 +132,7 @@ class _HorizontalFlip:
     num_params = 1
 
     def __init__(self, transform: A.HorizontalFlip, image_shape: Shape) -> None:
-        _require(transform, True, varied=("p",))
+        _check_options(transform, True, varied=("p",))
         self.output_shape, self.p = image_shape, transform.p
 
     def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -160,7 +160,9 @@ class _CoarseDropout:
             and len(fill) == channels
             and all(isinstance(value, int | float) and 0 <= value <= 255 for value in fill)
         )
-        _require(transform, fixed, varied=("num_holes_range", "hole_height_range", "hole_width_range", "fill", "p"))
+        _check_options(
+            transform, fixed, varied=("num_holes_range", "hole_height_range", "hole_width_range", "fill", "p")
+        )
         self.output_shape, self.p = image_shape, transform.p
         self.fill = tuple(int(value) for value in fill)  # Albumentations holds floats, and truncates them
         self.positions = (height - self.size[0] + 1, width - self.size[1] + 1)
@@ -185,7 +187,7 @@ _STEPS: dict[type, Callable[[Any, Shape], _Step]] = {
 }
 
 
-def _require(transform: A.BasicTransform, condition: bool, varied: tuple[str, ...]) -> None:
+def _check_options(transform: A.BasicTransform, condition: bool, varied: tuple[str, ...]) -> None:
     """Raises an error unless the condition holds and all options but the varied ones have their default."""
     options = inspect.signature(type(transform)).parameters.items()
     defaults = all(name in varied or getattr(transform, name) == option.default for name, option in options)

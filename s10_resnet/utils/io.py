@@ -28,14 +28,14 @@ def atomic_write(path: Path, content: bytes, previous: Path | None = None) -> No
 
     The old content is kept in ``previous``, if given; ``path`` exists at every moment.
     """
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     try:
         with temporary.open("xb") as file:  # a new file, through no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _keep_previous(path, previous)
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any:
     """
     content = _read(path)
     try:
-        return json.loads(content.decode(), parse_constant=_refuse)
+        return json.loads(content.decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise InputError(f"{path}: is not JSON") from None
 
@@ -135,9 +135,9 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         raise InputError(f"{path}: is not a table of numbers under a head") from None
 
 
-def _keep(path: Path, previous: Path) -> None:
+def _keep_previous(path: Path, previous: Path) -> None:
     """Keeps a file under a second name; the first one never goes missing."""
-    temporary = _temporary(previous)
+    temporary = _temporary_path(previous)
     try:
         os.link(path, temporary)
     except OSError:  # a file system without hard links
@@ -148,7 +148,7 @@ def _keep(path: Path, previous: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """A new hidden name beside a file; `exclusive_lock` removes what stays of them."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
@@ -174,5 +174,5 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _refuse(constant: str) -> Any:
+def _reject_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")

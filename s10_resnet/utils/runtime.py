@@ -88,10 +88,10 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
         InputError: If the device is not available or does not support the precision.
     """
     launch = launch_env()
-    chosen = _device(device)
+    chosen = _resolve_device(device)
     if launch.world_size > 1 and chosen.type == "cuda":
-        chosen = _device(f"cuda:{launch.local_rank}")
-    precision = _precision(precision, chosen)
+        chosen = _resolve_device(f"cuda:{launch.local_rank}")
+    precision = _resolve_precision(precision, chosen)
     if chosen.type == "cpu":
         keep_freed_memory()
     # All batches but an epoch's last have one shape, for which cuDNN may try out its algorithms.
@@ -108,8 +108,8 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
 
 def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Returns the runtime of a forward pass in this process alone, and changes no setting; see `init_runtime`."""
-    chosen = _device(device)
-    return Runtime(chosen, _precision(precision, chosen), torch.amp.GradScaler(chosen.type, enabled=False))
+    chosen = _resolve_device(device)
+    return Runtime(chosen, _resolve_precision(precision, chosen), torch.amp.GradScaler(chosen.type, enabled=False))
 
 
 def best_precision(device: torch.device) -> str:
@@ -159,7 +159,7 @@ def _init_process_group(backend: str, launch: LaunchEnv) -> None:
     atexit.register(distributed.destroy_process_group)
 
 
-def _device(name: str) -> torch.device:
+def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         available = torch.accelerator.current_accelerator(check_available=True)
         return available if available is not None and available.type in ("cuda", "mps") else torch.device("cpu")
@@ -172,7 +172,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _precision(name: str, device: torch.device) -> str:
+def _resolve_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return best_precision(device)
     if name not in DTYPES:

@@ -53,11 +53,11 @@ def graceful_shutdown() -> Iterator[None]:
         _active = True
         sys.unraisablehook = report_others
         for signum in before:
-            signal.signal(signum, _receive)
+            signal.signal(signum, _handle_signal)
         yield
     finally:
         for signum, handler in before.items():
-            if signal.getsignal(signum) is _receive:
+            if signal.getsignal(signum) is _handle_signal:
                 signal.signal(signum, handler)
         _received.clear()
         sys.unraisablehook = report
@@ -105,7 +105,7 @@ def ignore_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def _receive(signum: int, frame: FrameType | None) -> None:
+def _handle_signal(signum: int, frame: FrameType | None) -> None:
     first = not _received
     _received.append(signum)
     urgent = signum == signal.SIGINT and not first

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from s10_resnet.benchmark import baseline
-from s10_resnet.benchmark.baseline import Images
+from s10_resnet.benchmark.baseline import ImageDataset
 from s10_resnet.data import dataset
 from s10_resnet.data.dataset import Split
 from s10_resnet.data.transforms import MEAN, STD
@@ -28,7 +28,7 @@ def small_training(monkeypatch):
 
 @pytest.fixture
 def batch(few_images):
-    return next(iter(DataLoader(Images(few_images, train=False), 8)))
+    return next(iter(DataLoader(ImageDataset(few_images, train=False), 8)))
 
 
 def test_images_are_normalized(few_images, batch):
@@ -37,7 +37,7 @@ def test_images_are_normalized(few_images, batch):
     assert (images.dtype, images.is_contiguous()) == (torch.float32, True)
     assert np.allclose(images.permute(0, 2, 3, 1), expected, atol=1e-5)
     assert labels.tolist() == few_images.labels[:8].tolist()
-    assert len(Images(few_images, train=False)) == 60
+    assert len(ImageDataset(few_images, train=False)) == 60
 
 
 def test_images_are_padded_augmented_and_normalized():
@@ -67,7 +67,7 @@ def test_a_step_is_one_of_plain_adam(training, batch):
 
 def test_accuracy(training, few_images):
     model = training[0].eval()
-    batches = list(DataLoader(Images(few_images, train=False), 20))
+    batches = list(DataLoader(ImageDataset(few_images, train=False), 20))
     pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
     expected = np.mean([model(image[None]).argmax().item() == label.item() for image, label in pairs])
     model.train()
@@ -100,14 +100,14 @@ def test_training_images_are_shuffled_and_augmented(few_images, small_training, 
 
 def test_each_stage_does_its_work(few_images, small_training, monkeypatch):
     monkeypatch.setattr(baseline, "PIPELINE_IMAGES", 70)
-    loaded, sizes, get, steps = [], [], Images.__getitem__, baseline.train_steps
-    monkeypatch.setattr(Images, "__getitem__", lambda self, i: loaded.append(i) or get(self, i))
+    loaded, sizes, get, steps = [], [], ImageDataset.__getitem__, baseline.train_steps
+    monkeypatch.setattr(ImageDataset, "__getitem__", lambda self, i: loaded.append(i) or get(self, i))
 
     def noted(training, batches, device):
         return steps(training, (sizes.append(len(batch[1])) or batch for batch in batches), device)
 
     monkeypatch.setattr(baseline, "train_steps", noted)
-    loader = DataLoader(Images(few_images, train=True), 25, shuffle=True)
+    loader = DataLoader(ImageDataset(few_images, train=True), 25, shuffle=True)
     stages = baseline.time_stages(iter(["step", "epoch", "pipeline"]), loader, CPU, 1e-3)
     assert next(stages) > 0
     assert sizes == [25, 25]  # as many as an epoch has full batches

@@ -99,7 +99,7 @@ def test_a_new_file_has_the_mode_that_any_other_has(tmp_path):
 
 def test_nothing_is_written_through_a_link_or_over_a_file_under_the_temporary_name(tmp_path, monkeypatch):
     (tmp_path / "precious").write_bytes(OLD)
-    monkeypatch.setattr(io, "_temporary", lambda path: path.with_name(".trap.tmp"))
+    monkeypatch.setattr(io, "_temporary_path", lambda path: path.with_name(".trap.tmp"))
     for trap in (lambda path: path.symlink_to("precious"), lambda path: path.symlink_to("new"), Path.touch):
         trap(tmp_path / ".trap.tmp")
         with pytest.raises(FileExistsError):

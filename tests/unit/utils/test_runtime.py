@@ -62,7 +62,7 @@ def test_freed_memory_is_kept_for_the_next_step_on_a_cpu():
     script = """
 import resource, sys, torch
 from s10_resnet.utils import runtime
-runtime._device = torch.device
+runtime._resolve_device = torch.device
 runtime.init_runtime(sys.argv[1], "fp32")
 for _ in range(4):
     torch.ones(80 * 2**20, dtype=torch.uint8)
