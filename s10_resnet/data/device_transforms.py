@@ -1,17 +1,12 @@
 """The augmentation of `transforms.train_transform` as tensor operations on whole batches, on any device.
 
-The results equal those of Albumentations to the pixel, given the same random parameters. Transforms and options that
-are not reproduced raise an error.
-
-Crops and flips only move pixels, so a sequence of them is a single gather. `DeviceTransform.apply` goes through the
-transforms in reverse and keeps, for every output row and column, the row and column of its input.
+The results equal those of Albumentations to the pixel, given the same random parameters.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +14,15 @@ from torch import Tensor
 
 from s10_resnet.data.transforms import A
 
-Shape = tuple[int, ...]  # height, width, channels
+SUPPORTED = (A.RandomCrop, A.HorizontalFlip, A.CoarseDropout)
 
 
 class DeviceTransform:
     """Applies an Albumentations transform to batches, with random parameters of the same distributions.
 
     Supported are ``RandomCrop`` without padding, ``HorizontalFlip``, and ``CoarseDropout`` with one hole of a fixed
-    size in pixels and a fixed fill, in any number and order. Parameters are drawn from the generator passed to
-    `sample_params`: the seed and state of ``compose`` have no effect. Written for Albumentations 2.0.8.
+    size in pixels and a fixed fill, each at most once and in this order. Parameters are drawn from the generator passed
+    to `sample_params`: the seed and state of ``compose`` have no effect. Written for Albumentations 2.0.8.
 
     Args:
         compose: The transform.
@@ -41,36 +36,64 @@ class DeviceTransform:
             its image.
     """
 
-    def __init__(self, compose: A.Compose, image_shape: Shape) -> None:
+    def __init__(self, compose: A.Compose, image_shape: tuple[int, ...]) -> None:
         if type(compose) is not A.Compose or compose.p != 1:
             raise ValueError(f"only a plain Compose with p=1 can be applied on the device, not {compose}")
-        self.image_shape = tuple(image_shape)
-        self._steps: list[_Step] = []
-        self.output_shape = self.image_shape
-        for transform in compose.transforms:
-            step = _STEPS.get(type(transform))
-            if step is None:
-                supported = ", ".join(known.__name__ for known in _STEPS)
-                raise ValueError(f"{type(transform).__name__} cannot be applied on the device, only {supported}")
-            self._steps.append(step(transform, self.output_shape))
-            self.output_shape = self._steps[-1].output_shape
+        steps: dict[type, Any] = {type(step): step for step in compose.transforms}
+        if [type(step) for step in compose.transforms] != [kind for kind in SUPPORTED if kind in steps]:
+            given, supported = (", ".join(kind.__name__ for kind in kinds) for kinds in (steps, SUPPORTED))
+            raise ValueError(f"{given} cannot be applied on the device, only {supported}, in this order")
+        self.image_shape = height, width, channels = tuple(image_shape)
+        self.crop, self.flip, self.dropout = (steps.get(kind) for kind in SUPPORTED)
+        if self.crop:
+            fits = self.crop.height <= height and self.crop.width <= width
+            _check_options(self.crop, fits, varied=("height", "width"))
+            self.crop_positions = height - self.crop.height + 1, width - self.crop.width + 1
+            height, width = self.crop.height, self.crop.width
+        self.output_shape = height, width, channels
+        if self.flip:
+            _check_options(self.flip, True, varied=("p",))
+        if self.dropout:
+            fill = self.dropout.fill if isinstance(self.dropout.fill, tuple) else (self.dropout.fill,) * channels
+            ranges = self.dropout.hole_height_range, self.dropout.hole_width_range
+            self.hole_size = ranges[0][0], ranges[1][0]
+            fixed = (
+                self.dropout.num_holes_range == (1, 1)
+                and all(low == high and isinstance(low, int) for low, high in ranges)
+                and 1 <= self.hole_size[0] <= height
+                and 1 <= self.hole_size[1] <= width
+                and len(fill) == channels
+                and all(isinstance(value, int | float) and 0 <= value <= 255 for value in fill)
+            )
+            varied = ("num_holes_range", "hole_height_range", "hole_width_range", "fill", "p")
+            _check_options(self.dropout, fixed, varied)
+            self.fill = [int(value) for value in fill]  # Albumentations holds floats, and truncates them
+            self.hole_positions = height - self.hole_size[0] + 1, width - self.hole_size[1] + 1
 
     def sample_params(self, rng: np.random.Generator, count: int) -> Tensor:
         """Draws the random parameters of ``count`` images.
 
         Returns:
-            int64 ``[count, K]`` on the CPU, with the columns of one transform after the other: top and left of a crop;
-            1 for a flip, else 0; top and left of a hole, or minus its height and width for no hole.
+            int64 ``[count, 5]`` on the CPU: top and left of the crop; 1 for a flip, else 0; top and left of the hole,
+            or minus its height and width for no hole.
         """
-        params = [step.sample_params(rng, count) for step in self._steps]
-        return torch.from_numpy(np.hstack([np.empty((count, 0), np.int64), *params]))
+        params = np.zeros((count, 5), np.int64)
+        if self.crop:
+            params[:, :2] = rng.integers(0, self.crop_positions, (count, 2))
+        if self.flip:
+            params[:, 2] = rng.random(count) < self.flip.p
+        if self.dropout:
+            has_hole = rng.random((count, 1)) < self.dropout.p
+            positions = rng.integers(0, self.hole_positions, (count, 2))
+            params[:, 3:] = np.where(has_hole, positions, np.negative(self.hole_size))
+        return torch.from_numpy(params)
 
     def apply(self, images: Tensor, params: Tensor, indices: Tensor) -> Tensor:
         """Transforms a batch, without synchronizing with the device or copying anything to it.
 
         Args:
             images: uint8 ``[N, H, W, C]``; if it is not contiguous, every call copies all of it.
-            params: From `sample_params`, int64 ``[B, K]``, on the device of ``images``.
+            params: From `sample_params`, int64 ``[B, 5]``, on the device of ``images``.
             indices: int64 ``[B]``, on the same device: the images of the batch. A data set on the device is indexed
                 and transformed by the same gather.
 
@@ -80,111 +103,27 @@ class DeviceTransform:
         Raises:
             ValueError: If the type, shape or number of ``images`` does not fit.
         """
-        height, width, channels = self.image_shape
         if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape:
             given = f"{images.dtype} {tuple(images.shape[1:])}"
             raise ValueError(f"images must be torch.uint8 {self.image_shape}, not {given}")
         if len(indices) != len(params):
             raise ValueError(f"params are of {len(params)} images, the batch has {len(indices)}")
-
+        top, left, flipped, hole_top, hole_left = params.split(1, dim=1)  # [B, 1] each
         rows, columns = (torch.arange(side, device=images.device)[None] for side in self.output_shape[:2])
-        source = _Source(rows, columns, holes=())
-        params_of_steps = params.split([step.num_params for step in self._steps], dim=1)
-        for step, step_params in zip(reversed(self._steps), reversed(params_of_steps), strict=True):
-            source = step.trace_back(source, step_params)
 
-        rows = indices[:, None] * height + source.rows  # [B, h], of all images as one [N * H, W, C]
-        pixels = rows[:, :, None] * width + source.columns[:, None]  # [B, h, w], of all images as one [N * H * W, C]
+        # Crop and flip only move pixels: the gather takes each from its place in the input.
+        height, width, channels = self.image_shape
+        input_rows = indices[:, None] * height + top + rows  # [B, h], of all images as one [N * H, W, C]
+        input_columns = left + torch.where(flipped == 1, self.output_shape[1] - 1 - columns, columns)  # [B, w]
+        pixels = input_rows[:, :, None] * width + input_columns[:, None]  # [B, h, w], of [N * H * W, C]
         batch = images.flatten(0, 2).index_select(0, pixels.flatten()).view(*pixels.shape, channels)
-        for mask, fill in source.holes:
-            for channel, value in enumerate(fill):  # as a number: a tensor would have to be copied to the device
-                batch[..., channel].masked_fill_(mask, value)
+        if self.dropout:
+            in_rows = (rows >= hole_top) & (rows < hole_top + self.hole_size[0])  # [B, h]
+            in_columns = (columns >= hole_left) & (columns < hole_left + self.hole_size[1])  # [B, w]
+            hole = in_rows[:, :, None] & in_columns[:, None]  # [B, h, w]
+            for channel, value in enumerate(self.fill):  # as a number: a tensor would have to be copied to the device
+                batch[..., channel].masked_fill_(hole, value)
         return batch
-
-
-class _Source(NamedTuple):
-    """Where the output pixels come from: their place in the input of a step, and the holes of the steps after it."""
-
-    rows: Tensor  # int64 [1 or B, h]
-    columns: Tensor  # int64 [1 or B, w]
-    holes: tuple[tuple[Tensor, tuple[int, ...]], ...]  # mask bool [B, h, w] and fill per channel; the last is on top
-
-
-class _RandomCrop:
-    num_params = 2
-
-    def __init__(self, transform: A.RandomCrop, image_shape: Shape) -> None:
-        height, width, channels = image_shape
-        fits = transform.height <= height and transform.width <= width
-        _check_options(transform, fits, varied=("height", "width"))
-        self.output_shape = (transform.height, transform.width, channels)
-        self.positions = (height - transform.height + 1, width - transform.width + 1)
-
-    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.integers(0, self.positions, (count, 2))
-
-    def trace_back(self, source: _Source, params: Tensor) -> _Source:
-        top, left = params.split(1, dim=1)
-        return source._replace(rows=source.rows + top, columns=source.columns + left)
-
-
-class _HorizontalFlip:
-    num_params = 1
-
-    def __init__(self, transform: A.HorizontalFlip, image_shape: Shape) -> None:
-        _check_options(transform, True, varied=("p",))
-        self.output_shape, self.p = image_shape, transform.p
-
-    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return (rng.random((count, 1)) < self.p).astype(np.int64)
-
-    def trace_back(self, source: _Source, params: Tensor) -> _Source:
-        flipped = self.output_shape[1] - 1 - source.columns
-        return source._replace(columns=torch.where(params == 1, flipped, source.columns))
-
-
-class _CoarseDropout:
-    num_params = 2
-
-    def __init__(self, transform: A.CoarseDropout, image_shape: Shape) -> None:
-        height, width, channels = image_shape
-        fill = transform.fill if isinstance(transform.fill, tuple) else (transform.fill,) * channels
-        self.size = transform.hole_height_range[0], transform.hole_width_range[0]
-        fixed = (
-            transform.num_holes_range == (1, 1)
-            and transform.hole_height_range == (self.size[0],) * 2
-            and transform.hole_width_range == (self.size[1],) * 2
-            and all(isinstance(side, int) for side in self.size)
-            and 1 <= self.size[0] <= height
-            and 1 <= self.size[1] <= width
-            and len(fill) == channels
-            and all(isinstance(value, int | float) and 0 <= value <= 255 for value in fill)
-        )
-        _check_options(
-            transform, fixed, varied=("num_holes_range", "hole_height_range", "hole_width_range", "fill", "p")
-        )
-        self.output_shape, self.p = image_shape, transform.p
-        self.fill = tuple(int(value) for value in fill)  # Albumentations holds floats, and truncates them
-        self.positions = (height - self.size[0] + 1, width - self.size[1] + 1)
-
-    def sample_params(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        has_hole = rng.random((count, 1)) < self.p
-        return np.where(has_hole, rng.integers(0, self.positions, (count, 2)), np.negative(self.size))
-
-    def trace_back(self, source: _Source, params: Tensor) -> _Source:
-        (height, width), (top, left) = self.size, params.split(1, dim=1)
-        in_rows = (source.rows >= top) & (source.rows < top + height)  # [B, h]
-        in_columns = (source.columns >= left) & (source.columns < left + width)  # [B, w]
-        mask = in_rows[:, :, None] & in_columns[:, None]  # [B, h, w]
-        return source._replace(holes=((mask, self.fill), *source.holes))
-
-
-_Step = _RandomCrop | _HorizontalFlip | _CoarseDropout
-_STEPS: dict[type, Callable[[Any, Shape], _Step]] = {
-    A.RandomCrop: _RandomCrop,
-    A.HorizontalFlip: _HorizontalFlip,
-    A.CoarseDropout: _CoarseDropout,
-}
 
 
 def _check_options(transform: A.BasicTransform, condition: bool, varied: tuple[str, ...]) -> None:
