@@ -31,7 +31,7 @@ Network = Callable[[Tensor], Tensor]  # uint8 [B, 32, 32, 3] to float32 [B, C]
 class Format(NamedTuple):
     """A file format, whose name is the suffix of its files."""
 
-    packages: tuple[str, ...]  # optional ones, which it needs
+    packages: tuple[str, ...]  # the optional packages that it needs
     encode: Callable[[LoadedModel], bytes]
     open: Callable[[Path], Network]
 

@@ -1,4 +1,4 @@
-"""The device, the precision, and the processes of a distributed training."""
+"""The device, the precision, and the processes of distributed training."""
 
 from __future__ import annotations
 
