@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from s10_resnet.data.dataset import Split, load_synthetic, train_val_split
+from s10_resnet.data import dataset
+from s10_resnet.data.dataset import Split, load_dataset, load_synthetic, train_val_split
 from s10_resnet.errors import InputError
 
 
@@ -48,6 +49,14 @@ def test_the_validation_split_never_moves(split):
 def test_a_validation_split_of_everything_is_refused(split, size):
     with pytest.raises(InputError, match=f"--val-size {size}: must be below the number of training images, 50"):
         train_val_split(split, size)
+
+
+def test_the_synthetic_data_set_takes_no_files(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "load_synthetic", lambda: (split, split))
+    monkeypatch.setattr(dataset, "load_cifar10", None)
+    train, test, name = load_dataset("synthetic", tmp_path / "missing")
+    assert (train is split, test is split, name) == (True, True, "synthetic")
+    assert not list(tmp_path.iterdir())
 
 
 def test_synthetic_train_and_test_split_share_no_image():
