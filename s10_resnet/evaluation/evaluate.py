@@ -64,7 +64,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     write_json(path, content)
     title = f"Predictions on {_describe_images(content)}{title_suffix(model.dataset)}"
     plots.save(
-        plots.confusion(np.array(content["confusion_matrix"]), model.classes, title=title), path.with_suffix(".png")
+        plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title),
+        path.with_suffix(".png"),
     )
     logger.info(f"results: {printable(str(path), 1000)} and {path.with_suffix('.png').name}")
     return content

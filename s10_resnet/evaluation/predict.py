@@ -139,7 +139,7 @@ def _plot(path: Path, model: LoadedModel, images: np.ndarray, tops: dict[Path, T
     paths, shown = list(tops)[:MAX_PLOTTED], list(tops.values())[:MAX_PLOTTED]
     device = model.runtime.device
     classes = torch.tensor([model.classes.index(top[0][0]) for top in shown], device=device)
-    figure = plots.predictions(
+    figure = plots.plot_predictions(
         [read_image(path, PLOTTED_SIZE) for path in paths],
         grad_cam(model.network, torch.from_numpy(images[:MAX_PLOTTED]).to(device), classes).cpu().numpy(),
         [printable(path.name) for path in paths],

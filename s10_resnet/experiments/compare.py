@@ -92,7 +92,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     content = _summarize(groups)
     run_dir = create_run_dir(config.output_dir, config.name, "compare")
     write_json(run_dir / "comparison.json", content)
-    plots.save(_draw(groups, content), run_dir / "curves.png")
+    plots.save(_plot_curves(groups, content), run_dir / "curves.png")
 
     logger.info(f"evaluated on {', '.join(dict.fromkeys(group['evaluated_on'] for group in content['groups']))}\n")
     _print_table([_result_cells(group) for group in content["groups"]])
@@ -221,7 +221,7 @@ def _print_table(groups: Sequence[Mapping[str, str]]) -> None:
     logger.info("\n".join(lines) + "\n")
 
 
-def _draw(groups: Sequence[list[Run]], content: Mapping[str, Any]) -> Figure:
+def _plot_curves(groups: Sequence[list[Run]], content: Mapping[str, Any]) -> Figure:
     """Returns the curves of all groups, each up to the last epoch that all its runs have."""
     curves = []
     for runs, group in zip(groups, content["groups"], strict=True):
@@ -230,4 +230,4 @@ def _draw(groups: Sequence[list[Run]], content: Mapping[str, Any]) -> Figure:
         curves.append((group["label"], values))
     evaluated_on = sorted({group["evaluated_on"] for group in content["groups"]})
     split = " or ".join(sorted({text.split()[1] for text in evaluated_on}))
-    return plots.comparison(curves, split=split, title=f"Loss and accuracy on {', '.join(evaluated_on)}")
+    return plots.plot_comparison(curves, split=split, title=f"Loss and accuracy on {', '.join(evaluated_on)}")

@@ -248,7 +248,7 @@ def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
 
     data = f"{content['eval_images']:,} {content['eval_split']} images"
     title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
-    plots.save(sweep_plots.draw(content, title=title), sweep_dir / "sweep.png")
+    plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
     logger.info(f"\naccuracy in % on the {data} of {content['dataset']} after the last epoch")
     logger.info("\n".join(format_table(_table(content))))
     logger.info(f"see {sweep_dir / FILE} and sweep.png; {command('compare')} {sweep_dir} compares the curves")

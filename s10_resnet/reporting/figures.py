@@ -15,7 +15,7 @@ GRID_IMAGES = 32
 TARGETS = {"cifar10": 0.9}  # accuracy to reach, by data set
 
 
-def draw_plan(
+def plot_setup(
     folder: Path,
     samples: np.ndarray,
     sample_labels: Sequence[str],
@@ -36,13 +36,13 @@ def draw_plan(
     """
     suffix = title_suffix(dataset)
     title = f"Augmented training images of the first epoch{suffix}"
-    figure = plots.image_grid(samples[:GRID_IMAGES], sample_labels[:GRID_IMAGES], title=title)
+    figure = plots.plot_images(samples[:GRID_IMAGES], sample_labels[:GRID_IMAGES], title=title)
     plots.save(figure, folder / "samples.png")
-    figure = plots.lr_schedule(lrs, steps_per_epoch=steps_per_epoch, title=f"Learning rate schedule{suffix}")
+    figure = plots.plot_lr_schedule(lrs, steps_per_epoch=steps_per_epoch, title=f"Learning rate schedule{suffix}")
     plots.save(figure, folder / "lr_schedule.png")
 
 
-def draw_results(
+def plot_results(
     folder: Path,
     history: Sequence[Epoch],
     evaluation: tuple[np.ndarray, np.ndarray, Sequence[str]],
@@ -63,21 +63,21 @@ def draw_results(
     """
     images, labels, classes = evaluation
     suffix, target = title_suffix(dataset), TARGETS.get(dataset)
-    figure = plots.curves(history, split=eval_split, target=target, title=f"Loss and accuracy{suffix}")
+    figure = plots.plot_curves(history, split=eval_split, target=target, title=f"Loss and accuracy{suffix}")
     plots.save(figure, folder / "curves.png")
 
     matrix = count_predictions(labels, probabilities)
     title = f"Confusion matrix of {len(labels):,} {eval_split} images{suffix}"
-    plots.save(plots.confusion(matrix, classes, title=title), folder / "confusion.png")
+    plots.save(plots.plot_confusion_matrix(matrix, classes, title=title), folder / "confusion.png")
 
     predicted = probabilities.argmax(1)
     wrong = most_confident_errors(labels, probabilities)[:GRID_IMAGES]
     captions = [f"{classes[predicted[i]]} / {classes[labels[i]]}\n{percent(probabilities[i].max(), 0)}" for i in wrong]
     title = f"Most confident misclassified {eval_split} images: predicted / true class, confidence{suffix}"
-    plots.save(plots.image_grid(images[wrong], captions, title=title), folder / "misclassified.png")
+    plots.save(plots.plot_images(images[wrong], captions, title=title), folder / "misclassified.png")
 
 
-def draw_range_test(
+def plot_range_test(
     folder: Path,
     lrs: np.ndarray,
     losses: np.ndarray,
@@ -87,9 +87,9 @@ def draw_range_test(
     recommended: str | None,
     dataset: str,
 ) -> None:
-    """Draws a learning-rate range test with its suggestions as ``lr_finder.png``; see `plots.lr_range`."""
+    """Draws a learning-rate range test with its suggestions as ``lr_finder.png``; see `plots.plot_lr_range`."""
     title = f"Learning-rate range test{title_suffix(dataset)}"
-    figure = plots.lr_range(lrs, losses, smoothed, suggestions=suggestions, recommended=recommended, title=title)
+    figure = plots.plot_lr_range(lrs, losses, smoothed, suggestions=suggestions, recommended=recommended, title=title)
     plots.save(figure, folder / "lr_finder.png")
 
 

@@ -80,11 +80,13 @@ def write_report(
         summary=summary,
         planned=config["epochs"],
         split=split,
-        curves=_inline_svg("curves", "loss and accuracy by epoch", plots.curves(history, split=split, target=target)),
-        lr_schedule=_inline_svg(
-            "lr-schedule", "learning rate by step", plots.lr_schedule(lrs, steps_per_epoch=steps_per_epoch)
+        curves=_inline_svg(
+            "curves", "loss and accuracy by epoch", plots.plot_curves(history, split=split, target=target)
         ),
-        confusion=_inline_svg("confusion", "confusion matrix", plots.confusion(matrix, classes)),
+        lr_schedule=_inline_svg(
+            "lr-schedule", "learning rate by step", plots.plot_lr_schedule(lrs, steps_per_epoch=steps_per_epoch)
+        ),
+        confusion=_inline_svg("confusion", "confusion matrix", plots.plot_confusion_matrix(matrix, classes)),
         epochs=history,
         error_count=len(wrong),
         errors=[

@@ -79,7 +79,7 @@ def to_svg(figure: Figure) -> str:
 
 
 @fixed_style()
-def curves(
+def plot_curves(
     history: Sequence[Epoch],
     *,
     split: str = "test",
@@ -126,7 +126,7 @@ def curves(
 
 
 @fixed_style()
-def lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str = "") -> Figure:
+def plot_lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str = "") -> Figure:
     """Draws the learning rate of every optimizer step, at least one; the axis on top counts epochs."""
     figure = new_figure(4.8, 3.3, title)
     axes = figure.subplots()
@@ -143,7 +143,7 @@ def lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str = "") 
 
 
 @fixed_style()
-def image_grid(images: np.ndarray, captions: Sequence[str], *, title: str = "") -> Figure:
+def plot_images(images: np.ndarray, captions: Sequence[str], *, title: str = "") -> Figure:
     """Draws enlarged images, row by row, each above its caption.
 
     Args:
@@ -172,7 +172,7 @@ def image_grid(images: np.ndarray, captions: Sequence[str], *, title: str = "") 
 
 
 @fixed_style()
-def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> Figure:
+def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> Figure:
     """Draws a confusion matrix, beside it the accuracy of each class.
 
     Args:
@@ -209,7 +209,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") ->
 
 
 @fixed_style()
-def predictions(
+def plot_predictions(
     images: Sequence[np.ndarray],
     heat_maps: np.ndarray,
     names: Sequence[str],
@@ -249,7 +249,7 @@ def predictions(
 
 
 @fixed_style()
-def lr_range(
+def plot_lr_range(
     lrs: Sequence[float] | np.ndarray,
     losses: Sequence[float] | np.ndarray,
     smoothed: Sequence[float] | np.ndarray,
@@ -291,7 +291,7 @@ def lr_range(
 
 
 @fixed_style()
-def comparison(
+def plot_comparison(
     groups: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, split: str = "test", title: str = ""
 ) -> Figure:
     """Draws loss and accuracy by epoch of several groups of runs: their mean within one standard deviation.

@@ -27,7 +27,7 @@ LOOKS = {"accuracy": ("no TTA", BLUE, "o"), "accuracy_tta_flip_shift": ("TTA fli
 
 
 @fixed_style()
-def draw(content: Mapping[str, Any], *, title: str) -> Figure:
+def plot_sweep(content: Mapping[str, Any], *, title: str) -> Figure:
     """Draws the accuracy of each run of a sweep, and the mean of each variant with its 95 % confidence interval.
 
     Args:
@@ -39,9 +39,9 @@ def draw(content: Mapping[str, Any], *, title: str) -> Figure:
     figure = new_figure(7, 4.4, title) if name else new_figure(8, 1.7 + 0.42 * len(content["variants"]), title)
     axes = figure.subplots()
     if name:
-        _draw_curve(axes, content, name)
+        _plot_curve(axes, content, name)
     else:
-        _draw_rows(axes, content)
+        _plot_rows(axes, content)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), ncols=3, **LEGEND)
@@ -60,7 +60,7 @@ def _varied_number(content: Mapping[str, Any]) -> str | None:
     return name if numbers and len(values) >= 3 else None
 
 
-def _draw_curve(axes: Axes, content: Mapping[str, Any], name: str) -> None:
+def _plot_curve(axes: Axes, content: Mapping[str, Any], name: str) -> None:
     flag = "--" + name.replace("_", "-")
     values = {v["label"]: v["changes"].get(name, content["settings"][name]) for v in content["variants"]}
     points = sorted((v for v in content["variants"] if v["statistics"]), key=lambda v: values[v["label"]])
@@ -80,7 +80,7 @@ def _draw_curve(axes: Axes, content: Mapping[str, Any], name: str) -> None:
         set_log_scale(axes)
 
 
-def _draw_rows(axes: Axes, content: Mapping[str, Any]) -> None:
+def _plot_rows(axes: Axes, content: Mapping[str, Any]) -> None:
     variants = content["variants"]
     for shift, (metric, (label, color, marker)) in zip((-0.14, 0.14), LOOKS.items(), strict=True):
         for place, variant in enumerate(variants):

@@ -59,7 +59,7 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
         **setup.environment,
     }
     write_json(run_dir / "lr_finder.json", content)
-    figures.draw_range_test(
+    figures.plot_range_test(
         run_dir,
         curve.lrs,
         curve.losses,

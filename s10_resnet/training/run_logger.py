@@ -219,7 +219,7 @@ class RunLogger(TrainingLogger):
         setup = self.setup
         images, labels = setup.first_batch()
         lrs = planned_lrs(**setup.schedule(self.max_lr))
-        figures.draw_plan(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
+        figures.plot_setup(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
 
     def _draw_results(self, state: TrainingState, summary: dict[str, Any]) -> None:
         from s10_resnet.reporting import figures, html_report, model_card
@@ -227,7 +227,7 @@ class RunLogger(TrainingLogger):
         setup = self.setup
         assert state.eval_logits is not None
         probabilities = state.eval_logits.softmax(1).numpy()
-        figures.draw_results(
+        figures.plot_results(
             self.run_dir,
             state.history,
             setup.eval,

@@ -115,9 +115,9 @@ def test_a_plot_of_the_images_and_what_speaks_for_their_class(
     weights, model, images, folder, tmp_path, monkeypatch, capsys, limit
 ):
     monkeypatch.setattr(prediction, "MAX_PLOTTED", limit)
-    drawn, draw = [], plots.predictions
+    drawn, draw = [], plots.plot_predictions
     monkeypatch.setattr(
-        plots, "predictions", lambda *given, title: drawn.append((*given, title)) or draw(*given, title=title)
+        plots, "plot_predictions", lambda *given, title: drawn.append((*given, title)) or draw(*given, title=title)
     )
     path = tmp_path / "plot.png"
     probabilities = run(weights, folder, plot=path)

@@ -26,7 +26,7 @@ def drawn(monkeypatch):
         calls.append((groups, keywords))
         return Figure((1, 1))
 
-    monkeypatch.setattr(plots, "comparison", note)
+    monkeypatch.setattr(plots, "plot_comparison", note)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setenv("COLUMNS", "80")
     return calls

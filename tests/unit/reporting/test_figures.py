@@ -20,7 +20,7 @@ def drawn(monkeypatch):
 
         return spy
 
-    for name in ("curves", "lr_schedule", "image_grid", "confusion", "lr_range"):
+    for name in ("plot_curves", "plot_lr_schedule", "plot_images", "plot_confusion_matrix", "plot_lr_range"):
         monkeypatch.setattr(plots, name, spied(name, getattr(plots, name)))
     return calls
 
@@ -30,11 +30,11 @@ def names(folder):
 
 
 def test_the_plan(tmp_path, drawn, noise_images):
-    figures.draw_plan(tmp_path, noise_images, ["cat"] * 20, [0.1, 0.2, 0.1, 0.0], 2, dataset="synthetic")
+    figures.plot_setup(tmp_path, noise_images, ["cat"] * 20, [0.1, 0.2, 0.1, 0.0], 2, dataset="synthetic")
     assert names(tmp_path) == ["lr_schedule.png", "samples.png"]
     for _, keywords in drawn.values():
         assert keywords["title"].endswith(" (synthetic data)")
-    assert drawn["lr_schedule"][1]["steps_per_epoch"] == 2
+    assert drawn["plot_lr_schedule"][1]["steps_per_epoch"] == 2
 
 
 @pytest.mark.parametrize(("dataset", "target"), [("synthetic", None), ("cifar10", 0.9)])
@@ -42,20 +42,20 @@ def test_the_results(tmp_path, drawn, split, dataset, target):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 50)
     probabilities[:30] = 0.95 * np.eye(10)[split.labels[:30]] + 0.005  # the first thirty are correct
-    figures.draw_results(tmp_path, [METRICS], split, probabilities, eval_split="val", dataset=dataset)
+    figures.plot_results(tmp_path, [METRICS], split, probabilities, eval_split="val", dataset=dataset)
     assert names(tmp_path) == ["confusion.png", "curves.png", "misclassified.png"]
     for _, keywords in drawn.values():
         assert keywords["title"].endswith(" (synthetic data)") == (dataset == "synthetic")
-    assert (drawn["curves"][1]["split"], drawn["curves"][1]["target"]) == ("val", target)
+    assert (drawn["plot_curves"][1]["split"], drawn["plot_curves"][1]["target"]) == ("val", target)
 
     predicted = probabilities.argmax(1)
-    matrix = drawn["confusion"][0][0]
+    matrix = drawn["plot_confusion_matrix"][0][0]
     for true in range(10):
         for other in range(10):
             expected = sum(t == true and p == other for t, p in zip(split.labels, predicted, strict=True))
             assert matrix[true, other] == expected
 
-    (images, captions), _ = drawn["image_grid"]
+    (images, captions), _ = drawn["plot_images"]
     wrong = [i for i in range(50) if predicted[i] != split.labels[i]]
     wrong.sort(key=lambda i: -probabilities[i].max())
     assert len(wrong) == len(captions) > 5
@@ -69,8 +69,8 @@ def test_the_range_test(tmp_path, drawn):
     lrs = np.logspace(-6, 0, 100)
     losses = 1 + (np.log10(lrs) + 2.5) ** 2
     found = {"suggestions": {"bowl": 3e-3}, "recommended": "bowl"}
-    figures.draw_range_test(tmp_path, lrs, losses, losses + 1, **found, dataset="synthetic")
+    figures.plot_range_test(tmp_path, lrs, losses, losses + 1, **found, dataset="synthetic")
     assert names(tmp_path) == ["lr_finder.png"]
-    given, keywords = drawn["lr_range"]
+    given, keywords = drawn["plot_lr_range"]
     np.testing.assert_array_equal(given, [lrs, losses, losses + 1])
     assert keywords == {**found, "title": "Learning-rate range test (synthetic data)"}

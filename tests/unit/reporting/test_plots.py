@@ -56,7 +56,7 @@ def boxes(figure: Figure, artists: list) -> list:
 def test_save_replaces_the_file_by_a_png_of_legible_size(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
-    plots.save(plots.curves(epochs([0.5, 0.6])), path)
+    plots.save(plots.plot_curves(epochs([0.5, 0.6])), path)
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
@@ -72,9 +72,9 @@ from types import SimpleNamespace
 from s10_resnet.reporting import figures, html_report, model_card, plots, sweep_plots
 assert "matplotlib" not in sys.modules
 one = SimpleNamespace(epoch=1, train_loss=2.0, train_accuracy=0.5, eval_loss=1.5, eval_accuracy=0.6)
-figure = plots.curves([one], target=0.9, title="$x^{")
+figure = plots.plot_curves([one], target=0.9, title="$x^{")
 plots.save(figure, Path("curves.png"))
-plots.save(plots.lr_range([1e-3, 1e-2], [1, 2], [1, 2], suggestions={}, recommended=None), Path("range.png"))
+plots.save(plots.plot_lr_range([1e-3, 1e-2], [1, 2], [1, 2], suggestions={}, recommended=None), Path("range.png"))
 Path("curves.svg").write_text(plots.to_svg(figure))
 assert "matplotlib.pyplot" not in sys.modules
 import matplotlib
@@ -100,7 +100,7 @@ def test_a_matplotlibrc_changes_no_picture_and_is_left_alone(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 24, 200])
 def test_curves_show_every_record(tmp_path, count):
     records = epochs(rising(count))
-    figure = plots.curves(records)
+    figure = plots.plot_curves(records)
     loss, accuracy = figure.axes
     for axes, metric, unit in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for label, prefix in (("train (augmented)", "train"), ("test", "eval")):
@@ -118,7 +118,7 @@ def test_curves_show_every_record(tmp_path, count):
 
 
 def test_curves_mark_best_and_final():
-    figure = plots.curves(epochs([0.5, 0.9, 0.95, 0.9375]), split="val", title="Seed 7")
+    figure = plots.plot_curves(epochs([0.5, 0.9, 0.95, 0.9375]), split="val", title="Seed 7")
     assert legend(figure) == [
         "train (augmented)",
         "val",
@@ -144,13 +144,13 @@ def test_curves_mark_best_and_final():
     ],
 )
 def test_curves_survive_nan(accuracies, labels):
-    figure = plots.curves(epochs(accuracies))
+    figure = plots.plot_curves(epochs(accuracies))
     assert legend(figure)[2:] == labels
     assert figure.axes[1].get_xlim()[1] > len(accuracies)  # a run that broke is not drawn as a shorter one
 
 
 def test_curves_target_is_a_dashed_line_that_the_legend_explains():
-    figure = plots.curves(epochs(rising(24)), target=0.9)
+    figure = plots.plot_curves(epochs(rising(24)), target=0.9)
     (target,) = [line for line in figure.axes[1].lines if set(line.get_ydata()) == {90}]
     assert target.is_dashed()
     assert "target: 90 %" in legend(figure)
@@ -158,7 +158,7 @@ def test_curves_target_is_a_dashed_line_that_the_legend_explains():
 
 def test_lr_schedule_draws_every_step_and_marks_the_peak(tmp_path):
     lrs = [0.001, 0.004, 0.0123, 0.006, 0.002, 0.0001]
-    figure = plots.lr_schedule(lrs, steps_per_epoch=2, title="One cycle")
+    figure = plots.plot_lr_schedule(lrs, steps_per_epoch=2, title="One cycle")
     (axes,) = figure.axes
     curve, peak = axes.lines
     np.testing.assert_allclose(curve.get_xydata(), list(enumerate(lrs)))
@@ -178,9 +178,9 @@ def noise(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (8, (1, 8)), (19, (3, 8))])
-def test_image_grid_shows_each_image_above_its_caption(count, shape):
+def test_images_shows_each_image_above_its_caption(count, shape):
     images = noise(count)
-    figure = plots.image_grid(images, [f"cat / dog\n{i} %" for i in range(count)], title="Images")
+    figure = plots.plot_images(images, [f"cat / dog\n{i} %" for i in range(count)], title="Images")
     assert len(figure.axes) == count
     for i, axes in enumerate(figure.axes):
         np.testing.assert_array_equal(axes.images[0].get_array(), images[i])
@@ -192,14 +192,14 @@ def test_image_grid_shows_each_image_above_its_caption(count, shape):
     if count > 8:
         assert corners[8].y0 < corners[0].y0
         assert corners[8].x0 == pytest.approx(corners[0].x0)
-    assert plots.image_grid(noise(0), [], title="Images").get_suptitle() == "Images\nno images"
+    assert plots.plot_images(noise(0), [], title="Images").get_suptitle() == "Images\nno images"
     figure.set_dpi(plots.DPI)
     assert figure.axes[0].get_window_extent().size / 32 == pytest.approx([5, 5])  # every pixel has the same area
 
 
-def test_image_grid_keeps_long_captions_apart():
+def test_images_keeps_long_captions_apart():
     caption = "automobile / airplane\n100 %"
-    figure = plots.image_grid(noise(20), [caption] * 20, title="Images")
+    figure = plots.plot_images(noise(20), [caption] * 20, title="Images")
     assert figure.axes[0].get_xlabel().split() == caption.split()
     texts = [axes.xaxis.label for axes in figure.axes]
     pictures = [axes.patch for axes in figure.axes]
@@ -227,7 +227,7 @@ def cells(figure: Figure) -> dict[tuple[float, float], object]:
 
 
 def test_confusion_writes_every_count_into_its_cell():
-    figure = plots.confusion(MATRIX, CLASSES, title="Test")
+    figure = plots.plot_confusion_matrix(MATRIX, CLASSES, title="Test")
     axes, bar = figure.axes
     for (row, column), count in np.ndenumerate(MATRIX):
         assert cells(figure)[column + 0.5, row + 0.5].get_text() == str(count)
@@ -247,7 +247,7 @@ def on_white(mesh, share: float) -> np.ndarray:
 
 
 def test_confusion_colors_row_shares_so_that_errors_can_be_seen():
-    figure = plots.confusion(MATRIX, CLASSES)
+    figure = plots.plot_confusion_matrix(MATRIX, CLASSES)
     (mesh,) = figure.axes[0].collections
     np.testing.assert_allclose(mesh.get_array()[[0, 2]], [[0.7, 0.3, 0], [0.001, 0.002, 0.997]])
     brightness = [on_white(mesh, share).mean() for share in (0, 0.001, 0.01, 0.1, 1)]
@@ -261,7 +261,7 @@ def test_confusion_colors_row_shares_so_that_errors_can_be_seen():
 
 def test_confusion_numbers_contrast_with_their_cells():
     for share in range(0, 101, 5):
-        figure = plots.confusion(np.array([[100 - share, share], [0, 1]]), ["cat", "dog"])
+        figure = plots.plot_confusion_matrix(np.array([[100 - share, share], [0, 1]]), ["cat", "dog"])
         (mesh,) = figure.axes[0].collections
         for (column, row), text in list(cells(figure).items())[:3]:
             cell = luminance(on_white(mesh, mesh.get_array()[int(row), int(column)]))
@@ -274,7 +274,7 @@ def test_predictions_show_image_heat_map_and_probabilities(tmp_path):
     images, maps = noise(2), np.random.default_rng(1).random((2, 4, 4))
     tops = [[("cat", 0.997), ("dog", 0.002)], [("truck", 1.0), ("ship", 0.0)]]
     names = ["$x^{.png", "a_very_long_name_of_a_file.png"]
-    figure = plots.predictions(list(images), maps, names, tops, title="Two images")
+    figure = plots.plot_predictions(list(images), maps, names, tops, title="Two images")
     for row, name, top in zip(range(2), ["$x^{.png", "a_very_lo...a_file.png"], tops, strict=True):
         left, middle, bars = figure.axes[3 * row : 3 * row + 3]
         np.testing.assert_array_equal(left.images[0].get_array(), images[row])
@@ -302,7 +302,7 @@ def drawn_lines(axes) -> list:
 
 def test_comparison_draws_means_and_bands_of_one_standard_deviation(tmp_path):
     three, one = repeated(3, 5), repeated(1, 2, seed=1)
-    figure = plots.comparison([("three", three), ("one", one)], split="val", title="Seeds")
+    figure = plots.plot_comparison([("three", three), ("one", one)], split="val", title="Seeds")
     for axes, metric, unit in zip(figure.axes, ("loss", "accuracy"), (1, 100), strict=True):
         for lines, prefix in zip(drawn_lines(axes), ("eval", "train"), strict=True):
             for line, values in zip(lines, (three, one), strict=True):
@@ -326,7 +326,7 @@ def test_comparison_draws_means_and_bands_of_one_standard_deviation(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 24, 200])
 def test_comparison_tells_eight_groups_apart_by_colour_and_by_marker(count):
-    figure = plots.comparison([(f"run-{i}", repeated(1, count, i)) for i in range(8)])
+    figure = plots.plot_comparison([(f"run-{i}", repeated(1, count, i)) for i in range(8)])
     handles = figure.legends[0].legend_handles[:8]
     for lines in (*drawn_lines(figure.axes[0]), *drawn_lines(figure.axes[1]), handles):
         assert len({to_rgb(line.get_color()) for line in lines}) == len({line.get_marker() for line in lines}) == 8
@@ -345,7 +345,7 @@ def test_comparison_takes_labels_literally_survives_nan_and_ends_at_100(tmp_path
     values["eval_loss"][0, 1] = NAN
     values["eval_accuracy"][:] = [[0.5, 0.9, 1.0], [0.6, 1.0, 0.9]]
     labels = ["_hidden", "$x^{$", "a_b^c", "same", "same"]
-    figure = plots.comparison([(label, values) for label in labels])
+    figure = plots.plot_comparison([(label, values) for label in labels])
     assert legend(figure)[:5] == [f"{label} (n = 2)" for label in labels]
     assert figure.axes[1].get_ylim()[1] == 100
     plots.save(figure, tmp_path / "comparison.png")  # a broken formula would raise here
@@ -353,7 +353,7 @@ def test_comparison_takes_labels_literally_survives_nan_and_ends_at_100(tmp_path
 
 def test_comparison_keeps_legend_and_axes_apart_and_on_the_figure():
     for label, groups in ("long" * 10 + " (9 of 10 interrupted)", 8), ("a", 8), ("a" * 20, 16):
-        figure = plots.comparison([(label, repeated(2, 3))] * groups, title="Runs")
+        figure = plots.plot_comparison([(label, repeated(2, 3))] * groups, title="Runs")
         axes = [*(part for axes in figure.axes for part in (axes.patch, axes.xaxis.label)), figure._suptitle]
         *rest, below = boxes(figure, [*axes, figure.legends[0]])
         assert below.count_overlaps(rest) == 0
@@ -368,7 +368,7 @@ RULES = {"steepest": 1e-6, "min_over_10": 1e-3, "valley": 1e-4, "bowl": 2e-2}
 
 
 def test_lr_range_marks_each_suggestion_on_the_smoothed_curve(tmp_path):
-    figure = plots.lr_range(LRS, BOWL + 0.01, BOWL, suggestions=RULES, recommended="bowl", title="Range test")
+    figure = plots.plot_lr_range(LRS, BOWL + 0.01, BOWL, suggestions=RULES, recommended="bowl", title="Range test")
     assert (figure.axes[0].get_xscale(), figure.get_suptitle()) == ("log", "Range test")
     marks = lines(figure.axes[0])
     np.testing.assert_array_equal(marks["loss of one batch"].get_xydata(), np.stack([LRS, BOWL + 0.01], 1))
@@ -392,7 +392,7 @@ def test_lr_range_keeps_the_bowl_readable_when_the_loss_explodes(tmp_path):
     exploded[-3:] = NAN
     raw = exploded.copy()
     raw[40] = 0.9
-    figure = plots.lr_range(LRS, raw, exploded, suggestions=RULES, recommended="bowl")
+    figure = plots.plot_lr_range(LRS, raw, exploded, suggestions=RULES, recommended="bowl")
     bottom, top = figure.axes[0].get_ylim()
     assert 0.5 < bottom < 0.9  # raw losses under the smoothed minimum are shown
     assert 2.3 < top < 2.8

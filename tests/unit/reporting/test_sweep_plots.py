@@ -43,7 +43,7 @@ def curve(figure, label):
 
 
 def test_a_single_number_that_varies_is_an_axis():
-    figure = sweep_plots.draw(LRS, title="a title")
+    figure = sweep_plots.plot_sweep(LRS, title="a title")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_xscale(), figure.get_suptitle()) == (
         "--max-lr (n = 1 to 3 each)",
@@ -57,7 +57,7 @@ def test_a_single_number_that_varies_is_an_axis():
 
 
 def test_every_training_and_the_intervals_are_there():
-    (axes,) = sweep_plots.draw(LRS, title="").axes
+    (axes,) = sweep_plots.plot_sweep(LRS, title="").axes
     blue = [line for line in axes.lines if to_hex(line.get_color()) == plots.BLUE.lower()]
     ticks = [line for line in blue if line.get_marker() == "_"]
     assert sorted(value for line in ticks for value in line.get_ydata()) == pytest.approx([70, 80, 82, 84, 90, 91, 92])
@@ -69,10 +69,10 @@ def test_every_training_and_the_intervals_are_there():
 
 def test_a_narrow_range_is_not_logarithmic():
     few = [("baseline", {}, [0.9]), *((f"cutout_size={n}", {"cutout_size": n}, [0.9]) for n in (0, 4))]
-    (axes,) = sweep_plots.draw(content(*few), title="").axes
+    (axes,) = sweep_plots.plot_sweep(content(*few), title="").axes
     assert (axes.get_xlabel(), axes.get_xscale()) == ("--cutout-size (n = 1 each)", "linear")
     wide = [("baseline", {}, [0.9]), *((f"cutout_size={n}", {"cutout_size": n}, [0.9]) for n in (0, 32))]
-    assert sweep_plots.draw(content(*wide), title="").axes[0].get_xscale() == "linear"  # 0 has no logarithm
+    assert sweep_plots.plot_sweep(content(*wide), title="").axes[0].get_xscale() == "linear"  # 0 has no logarithm
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_narrow_range_is_not_logarithmic():
     ],
 )
 def test_anything_else_is_a_line_a_variant(variants):
-    (axes,) = sweep_plots.draw(content(("baseline", {}, [0.9]), *variants, dirac_init=False), title="").axes
+    (axes,) = sweep_plots.plot_sweep(content(("baseline", {}, [0.9]), *variants, dirac_init=False), title="").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         f"{label} (n = 1)" for label in ("baseline", *(label for label, _, _ in variants))
     ]
@@ -95,7 +95,7 @@ def test_anything_else_is_a_line_a_variant(variants):
 
 
 def test_what_a_line_shows():
-    (axes,) = sweep_plots.draw(WORDS, title="").axes
+    (axes,) = sweep_plots.plot_sweep(WORDS, title="").axes
     means = [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines(axes, marker="o") if len(line.get_xdata())]
     assert means == [(pytest.approx(91), pytest.approx(-0.14)), (pytest.approx(80), pytest.approx(0.86))]
     trainings = [line.get_xdata().tolist() for line in lines(axes, marker="|")]
@@ -111,7 +111,7 @@ def test_what_a_line_shows():
     [(LRS, "_", []), (WORDS, "|", ["mean of baseline"]), (content(("baseline", {}, [])), "|", [])],
 )
 def test_it_can_be_saved_and_the_legend_explains_every_mark(given, tick, more, tmp_path):
-    figure = sweep_plots.draw(given, title="a title")
+    figure = sweep_plots.plot_sweep(given, title="a title")
     plots.save(figure, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 8_000
     named = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -122,4 +122,4 @@ def test_it_can_be_saved_and_the_legend_explains_every_mark(given, tick, more, t
 
 def test_a_sweep_of_which_nothing_ended_well_is_drawn(tmp_path):
     failed = content(*((f"max-lr={lr}", {"max_lr": lr}, []) for lr in (0.1, 0.2, 0.4)))
-    plots.save(sweep_plots.draw(failed, title=""), tmp_path / "sweep.png")
+    plots.save(sweep_plots.plot_sweep(failed, title=""), tmp_path / "sweep.png")

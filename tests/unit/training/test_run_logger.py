@@ -155,8 +155,8 @@ def test_the_best_epoch_is_the_first_of_equals():
 
 
 def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, real_plots, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "draw_plan", failing(ValueError("no such font")))
-    monkeypatch.setattr(figures, "draw_results", failing(KeyError("axes")))
+    monkeypatch.setattr(figures, "plot_setup", failing(ValueError("no such font")))
+    monkeypatch.setattr(figures, "plot_results", failing(KeyError("axes")))
     assert train(small(tmp_path))["status"] == "completed"
     assert capsys.readouterr().err.splitlines() == [
         "warning: a plot could not be drawn (ValueError: no such font)",
@@ -166,7 +166,7 @@ def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, real_plots, monkeypa
 
 
 def test_a_disk_that_is_full_of_plots_is_no_warning(tmp_path, real_plots, monkeypatch):
-    monkeypatch.setattr(figures, "draw_results", failing(OSError(28, "No space left on device", "curves.png")))
+    monkeypatch.setattr(figures, "plot_results", failing(OSError(28, "No space left on device", "curves.png")))
     with pytest.raises(EnvironmentFailure, match=r"^curves\.png: No space left on device"):
         train(small(tmp_path))
     monkeypatch.undo()
