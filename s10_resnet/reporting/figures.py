@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from s10_resnet.reporting import plots
-from s10_resnet.reporting.formatting import percent, title_suffix
+from s10_resnet.reporting.formatting import percent, plural, title_suffix
 from s10_resnet.reporting.plots import Epoch
 
 GRID_IMAGES = 32
@@ -24,12 +24,12 @@ def plot_setup(
     *,
     dataset: str,
 ) -> None:
-    """Draws what is known before the training: ``samples.png`` and ``lr_schedule.png``.
+    """Plots what is known before the training: ``samples.png`` and ``lr_schedule.png``.
 
     Args:
         folder: Folder of the run.
         samples: Augmented training images, uint8 ``[S, 32, 32, 3]``, of which the first 32 are drawn.
-        sample_labels: S names of classes.
+        sample_labels: S class names.
         lrs: Learning rate of every step.
         steps_per_epoch: Steps in an epoch.
         dataset: ``cifar10`` or ``synthetic``.
@@ -51,12 +51,12 @@ def plot_results(
     eval_split: str,
     dataset: str,
 ) -> None:
-    """Draws what a training achieved: ``curves.png``, ``confusion.png`` and ``misclassified.png``.
+    """Plots the results of a training: ``curves.png``, ``confusion.png`` and ``misclassified.png``.
 
     Args:
         folder: Folder of the run.
         history: The epochs, at least one.
-        evaluation: Evaluation images, uint8 ``[N, 32, 32, 3]``, their labels, int64 ``[N]``, and C names of classes.
+        evaluation: Evaluation images, uint8 ``[N, 32, 32, 3]``, their labels, int64 ``[N]``, and C class names.
         probabilities: Predicted probabilities of these images, float ``[N, C]``.
         eval_split: What the evaluation images are, ``"test"`` or ``"val"``.
         dataset: ``cifar10`` or ``synthetic``.
@@ -66,8 +66,8 @@ def plot_results(
     figure = plots.plot_curves(history, split=eval_split, target=target, title=f"Loss and accuracy{suffix}")
     plots.save(figure, folder / "curves.png")
 
-    matrix = count_predictions(labels, probabilities)
-    title = f"Confusion matrix of {len(labels):,} {eval_split} images{suffix}"
+    matrix = confusion_matrix(labels, probabilities)
+    title = f"Confusion matrix of {plural(len(labels), f'{eval_split} image')}{suffix}"
     plots.save(plots.plot_confusion_matrix(matrix, classes, title=title), folder / "confusion.png")
 
     predicted = probabilities.argmax(1)
@@ -87,14 +87,14 @@ def plot_range_test(
     recommended: str | None,
     dataset: str,
 ) -> None:
-    """Draws a learning-rate range test with its suggestions as ``lr_finder.png``; see `plots.plot_lr_range`."""
-    title = f"Learning-rate range test{title_suffix(dataset)}"
+    """Plots a learning rate range test as ``lr_finder.png``; see `plots.plot_lr_range`."""
+    title = f"Learning rate range test{title_suffix(dataset)}"
     figure = plots.plot_lr_range(lrs, losses, smoothed, suggestions=suggestions, recommended=recommended, title=title)
     plots.save(figure, folder / "lr_finder.png")
 
 
-def count_predictions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Returns the confusion matrix, int ``[C, C]``: images of a class (row) predicted as a class (column)."""
+def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns int ``[C, C]``: the number of images by true class (row) and predicted class (column)."""
     classes = probabilities.shape[1]
     return np.bincount(labels * classes + probabilities.argmax(1), minlength=classes**2).reshape(classes, classes)
 

@@ -36,23 +36,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def load_template(name: str, **options: Any) -> Template:
-    """Loads a file of ``templates/``, which knows the filters ``percent`` and ``duration``.
+def plural(count: int, noun: str) -> str:
+    """Formats a number of things, such as ``1 image`` or ``2,000 images``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
-    Args:
-        name: Name of the file.
-        options: Further options of `jinja2.Environment`.
-    """
-    loader = PackageLoader("s10_resnet.reporting")
+
+def load_template(name: str, **options: Any) -> Template:
+    """Loads a file of ``templates/``, with further options of `jinja2.Environment`."""
     environment = Environment(
-        loader=loader,
+        loader=PackageLoader("s10_resnet.reporting"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         **options,
     )
-    environment.filters |= {"percent": percent, "duration": duration}
+    environment.filters |= {"percent": percent, "duration": duration, "plural": plural}
     return environment.get_template(name)
 
 

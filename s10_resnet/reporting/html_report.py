@@ -27,7 +27,7 @@ from s10_resnet.utils.io import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colors of the figures that the style sheet replaces; those of the confusion matrix's cells are none of them.
+# Colors of the figures that the style sheet replaces; not those of the cells of the confusion matrix.
 CSS_COLORS = {
     plots.BLACK.lower(): "currentColor",
     plots.BLUE.lower(): "var(--eval)",
@@ -64,33 +64,29 @@ def write_report(
         steps_per_epoch: Steps in an epoch.
         images: Evaluation images, uint8 ``[N, H, W, 3]``.
         labels: Their labels, int64 ``[N]``.
-        classes: C names.
+        classes: C class names.
         probabilities: Their predicted probabilities, float ``[N, C]``.
         samples: Augmented training images, uint8 ``[S, H, W, 3]``, of which the first 32 are shown.
-        sample_labels: S names of classes.
+        sample_labels: S class names.
     """
-    matrix = figures.count_predictions(labels, probabilities)
+    split, count = summary["eval_split"], figures.GRID_IMAGES
     wrong = figures.most_confident_errors(labels, probabilities)
-    predicted = probabilities.argmax(1)
-    split, target = summary["eval_split"], figures.TARGETS.get(summary["dataset"])
-    count = figures.GRID_IMAGES
+    curves = plots.plot_curves(history, split=split, target=figures.TARGETS.get(summary["dataset"]))
+    lr_schedule = plots.plot_lr_schedule(lrs, steps_per_epoch=steps_per_epoch)
+    confusion = plots.plot_confusion_matrix(figures.confusion_matrix(labels, probabilities), classes)
     text = load_template("report.html", autoescape=True).render(
         name=run_name(path),
         dataset=DATASET_NAMES[summary["dataset"]],
         summary=summary,
-        planned=config["epochs"],
+        config=config,
         split=split,
-        curves=_inline_svg(
-            "curves", "loss and accuracy by epoch", plots.plot_curves(history, split=split, target=target)
-        ),
-        lr_schedule=_inline_svg(
-            "lr-schedule", "learning rate by step", plots.plot_lr_schedule(lrs, steps_per_epoch=steps_per_epoch)
-        ),
-        confusion=_inline_svg("confusion", "confusion matrix", plots.plot_confusion_matrix(matrix, classes)),
+        curves=_inline_svg(curves, "curves", "loss and accuracy by epoch"),
+        lr_schedule=_inline_svg(lr_schedule, "lr-schedule", "learning rate by step"),
+        confusion=_inline_svg(confusion, "confusion", "confusion matrix"),
         epochs=history,
         error_count=len(wrong),
         errors=[
-            (_data_uri(images[i]), classes[predicted[i]], classes[labels[i]], probabilities[i].max())
+            (_data_uri(images[i]), classes[probabilities[i].argmax()], classes[labels[i]], probabilities[i].max())
             for i in wrong[:count]
         ],
         samples=list(zip(map(_data_uri, samples[:count]), sample_labels[:count], strict=True)),
@@ -100,8 +96,8 @@ def write_report(
     atomic_write(path, text.encode(errors="replace"))  # a folder's name need not be Unicode
 
 
-def _inline_svg(key: str, label: str, figure: Figure) -> Markup:
-    """Returns a figure as an SVG element for an HTML page: in the page's colors, with ids that no other figure has."""
+def _inline_svg(figure: Figure, key: str, label: str) -> Markup:
+    """Returns a figure as an SVG element in the page's colors, with ids that begin with a key."""
     root = ElementTree.fromstring(plots.to_svg(figure))
     for element in root.iter():
         for style in element.findall("{*}style"):
@@ -116,13 +112,13 @@ def _inline_svg(key: str, label: str, figure: Figure) -> Markup:
                 value = f"{key}-{value}"
             element.set(name.rpartition("}")[2], re.sub(r"^(url\()?#", rf"\g<0>{key}-", value))
     view_box = root.attrib["viewBox"]
-    size = f"max-width: {float(view_box.split()[2]) * 4 / 3:.0f}px"  # points
+    size = f"max-width: {float(view_box.split()[2]) * 4 / 3:.0f}px"  # a point is 4/3 pixels
     root.attrib = {"viewBox": view_box, "id": key, "style": size, "role": "img", "aria-label": label}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str, bool]]]:
-    """Returns by group name, value, default, and whether they differ."""
+    """Returns name, value, default and whether they differ of each setting, by group."""
     defaults = TrainConfig().to_json()
     groups: dict[str, list[tuple[str, str, str, bool]]] = {}
     for name, field in TrainConfig.model_fields.items():

@@ -80,13 +80,9 @@ def to_svg(figure: Figure) -> str:
 
 @fixed_style()
 def plot_curves(
-    history: Sequence[Epoch],
-    *,
-    split: str = "test",
-    target: float | None = None,
-    title: str = "",
+    history: Sequence[Epoch], *, split: str = "test", target: float | None = None, title: str = ""
 ) -> Figure:
-    """Draws loss and accuracy by epoch, with the best and the final epoch marked.
+    """Plots loss and accuracy by epoch, with the best and the final epoch marked.
 
     Args:
         history: At least one epoch, in order; NaN leaves a gap.
@@ -98,17 +94,17 @@ def plot_curves(
     loss, accuracy = figure.subplots(1, 2)
     epochs = [metrics.epoch for metrics in history]
     size = 4 if len(epochs) <= 40 else 0  # markers of few epochs can be told apart
-    series = ("train (augmented)", "train", "s--", VERMILLION), (split, "eval", "o-", BLUE)
-    for axes, metric, unit, ylabel in (loss, "loss", 1, "loss"), (accuracy, "accuracy", 100, "accuracy, %"):
-        for label, prefix, style, color in series:
+    for axes, metric, unit in (loss, "loss", 1), (accuracy, "accuracy", 100):
+        for label, prefix, style, color in (
+            ("train (augmented)", "train", "s--", VERMILLION),
+            (split, "eval", "o-", BLUE),
+        ):
             values = [unit * getattr(metrics, f"{prefix}_{metric}") for metrics in history]
             axes.plot(epochs, values, style, color=color, label=label, linewidth=1.8, markersize=size, clip_on=False)
-        set_up_axes(axes, "epoch", ylabel)
-        _set_epoch_limits(axes, epochs[0], epochs[-1])  # epochs of NaN too, or a failed run would seem shorter
     if target is not None:
         line = {"color": GREY, "linestyle": (0, (6, 4)), "linewidth": 1.2, "zorder": 1}
         accuracy.axhline(100 * target, label=f"target: {100 * target:g} %", **line)
-    accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 100))
+    _set_up_epoch_axes(loss, accuracy, len(epochs))  # epochs of NaN too, or a failed run would seem shorter
 
     final = history[-1]
     finite = [metrics for metrics in history if math.isfinite(metrics.eval_accuracy)]
@@ -127,7 +123,7 @@ def plot_curves(
 
 @fixed_style()
 def plot_lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str = "") -> Figure:
-    """Draws the learning rate of every optimizer step, at least one; the axis on top counts epochs."""
+    """Plots the learning rate of every optimizer step, at least one; the axis on top counts epochs."""
     figure = new_figure(4.8, 3.3, title)
     axes = figure.subplots()
     axes.plot(lrs, color=BLUE, linewidth=2)
@@ -144,25 +140,24 @@ def plot_lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str =
 
 @fixed_style()
 def plot_images(images: np.ndarray, captions: Sequence[str], *, title: str = "") -> Figure:
-    """Draws enlarged images, row by row, each above its caption.
+    """Plots enlarged images, row by row, each above its caption.
 
     Args:
         images: uint8 ``[N, 32, 32, 3]``; N may be 0.
         captions: N texts; lines that are too long for a column are wrapped.
         title: Title of the figure.
     """
-    texts = ["\n".join(textwrap.fill(line, 15) for line in caption.splitlines()) for caption in captions]
-    pairs = list(zip(images, texts, strict=True))
-    if not pairs:
+    if not len(images):
         return new_figure(5, 1, f"{title}\nno images".strip())
-    columns = min(GRID_COLUMNS, len(pairs))
-    rows = math.ceil(len(pairs) / columns)
+    texts = ["\n".join(textwrap.fill(line, 15) for line in caption.splitlines()) for caption in captions]
+    columns = min(GRID_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
     side, cell_width = 160 / DPI, 190 / DPI  # inches; 5 device pixels for each of the 32 keep the enlargement even
     cell_height = side + 0.15 + 0.16 * max(text.count("\n") + 1 for text in texts)
     width, height = columns * cell_width, rows * cell_height + (0.35 if title else 0)
     figure = new_figure(width, height, title)
     figure.set_layout_engine("none")
-    for index, (image, text) in enumerate(pairs):
+    for index, (image, text) in enumerate(zip(images, texts, strict=True)):
         row, column = divmod(index, columns)
         left, bottom = (column + 0.5) * cell_width - side / 2, (rows - row) * cell_height - side
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height), xticks=[], yticks=[])
@@ -173,7 +168,7 @@ def plot_images(images: np.ndarray, captions: Sequence[str], *, title: str = "")
 
 @fixed_style()
 def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> Figure:
-    """Draws a confusion matrix, beside it the accuracy of each class.
+    """Plots a confusion matrix, beside it the accuracy of each class.
 
     Args:
         matrix: int ``[C, C]``, images of the true class (row) predicted as a class (column).
@@ -217,7 +212,7 @@ def plot_predictions(
     *,
     title: str = "",
 ) -> Figure:
-    """Draws a row for each image: the image, its Grad-CAM heat map, and the most probable classes.
+    """Plots a row for each image: the image, its Grad-CAM heat map, and the most probable classes.
 
     Args:
         images: N of uint8 ``[S, S, 3]``, N at least 1.
@@ -258,7 +253,7 @@ def plot_lr_range(
     recommended: str | None,
     title: str = "",
 ) -> Figure:
-    """Draws the loss by learning rate in a range test, with the suggestions marked on the smoothed curve.
+    """Plots the loss by learning rate in a range test, with the suggestions marked on the smoothed curve.
 
     Args:
         lrs: Learning rates in rising order, one a step.
@@ -294,7 +289,7 @@ def plot_lr_range(
 def plot_comparison(
     groups: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, split: str = "test", title: str = ""
 ) -> Figure:
-    """Draws loss and accuracy by epoch of several groups of runs: their mean within one standard deviation.
+    """Plots loss and accuracy by epoch of several groups of runs: their mean within one standard deviation.
 
     Args:
         groups: At least one label with ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n
@@ -308,7 +303,6 @@ def plot_comparison(
 
     figure = new_figure(9.2, 4, title)
     loss, accuracy = figure.subplots(1, 2)
-    longest = max(values["eval_loss"].shape[1] for _, values in groups)
     entries: list[tuple[str, Any]] = []
     for place, (label, values) in enumerate(groups):
         color = GROUP_COLORS[place % 8]
@@ -326,11 +320,7 @@ def plot_comparison(
                     band = {"color": color, "alpha": 0.2 if prefix == "eval" else 0.1, "linewidth": 0}
                     axes.fill_between(range(1, epochs + 1), mean - std, mean + std, **band)
         entries.append((f"{label} (n = {runs})", line))
-    for axes, ylabel in (loss, "loss"), (accuracy, "accuracy, %"):
-        set_up_axes(axes, "epoch", ylabel)
-        _set_epoch_limits(axes, 1, longest)
-    accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 100))
-
+    _set_up_epoch_axes(loss, accuracy, max(values["eval_loss"].shape[1] for _, values in groups))
     entries.append((split, Line2D([], [], color=GREY, **STRONG)))
     entries.append(("train (augmented)", Line2D([], [], color=GREY, **THIN)))
     if any(len(values["eval_loss"]) > 1 for _, values in groups):
@@ -369,7 +359,10 @@ def set_log_scale(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
-def _set_epoch_limits(axes: Axes, first: int, last: int) -> None:
-    pad = max(0.5, 0.03 * (last - first + 1))
-    axes.set_xlim(first - pad, last + pad)
-    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+def _set_up_epoch_axes(loss: Axes, accuracy: Axes, epochs: int) -> None:
+    pad = max(0.5, 0.03 * epochs)
+    for axes, ylabel in (loss, "loss"), (accuracy, "accuracy, %"):
+        set_up_axes(axes, "epoch", ylabel)
+        axes.set_xlim(1 - pad, epochs + pad)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 100))

@@ -73,4 +73,4 @@ def test_the_range_test(tmp_path, drawn):
     assert names(tmp_path) == ["lr_finder.png"]
     given, keywords = drawn["plot_lr_range"]
     np.testing.assert_array_equal(given, [lrs, losses, losses + 1])
-    assert keywords == {**found, "title": "Learning-rate range test (synthetic data)"}
+    assert keywords == {**found, "title": "Learning rate range test (synthetic data)"}

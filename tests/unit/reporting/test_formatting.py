@@ -26,6 +26,11 @@ def test_duration(seconds, text):
     assert formatting.duration(seconds) == text
 
 
+@pytest.mark.parametrize(("count", "text"), [(0, "0 images"), (1, "1 image"), (2000, "2,000 images")])
+def test_plural(count, text):
+    assert formatting.plural(count, "image") == text
+
+
 def test_markdown_is_text_in_one_line():
     assert formatting.escape_markdown("a_b *c* `d` [e](f) <g> h|i\n# j") == (
         r"a\_b \*c\* \`d\` \[e\](f) \<g\> h\|i \# j"

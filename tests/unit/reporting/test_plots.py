@@ -9,11 +9,13 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from s10_resnet.reporting import plots
+from s10_resnet.reporting import plots, sweep_plots
 
 NAN = math.nan
 DASH = "\N{EN DASH}"
+ONE_RUN = {"n": 1, "mean": 0.9, "interval": None, "values": [0.9]}
 
 
 @pytest.fixture(autouse=True)
@@ -360,6 +362,40 @@ def test_comparison_keeps_legend_and_axes_apart_and_on_the_figure():
         assert figure.bbox.x0 <= below.x0
         assert below.x1 <= figure.bbox.x1
         assert rest[0].height > 0.4 * 3.6 * figure.dpi
+
+
+FORMULA = "$\\x$"  # which matplotlib could not draw as one
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda: plots.plot_curves(epochs([0.5]), split=FORMULA, title=FORMULA),
+        lambda: plots.plot_lr_schedule([0.1], steps_per_epoch=1, title=FORMULA),
+        lambda: plots.plot_images(noise(1), [FORMULA], title=FORMULA),
+        lambda: plots.plot_confusion_matrix(np.eye(2, dtype=int), [FORMULA, "dog"], title=FORMULA),
+        lambda: plots.plot_predictions(
+            list(noise(1)), np.ones((1, 4, 4)), [FORMULA], [[(FORMULA, 1.0)]], title=FORMULA
+        ),
+        lambda: plots.plot_lr_range(LRS, BOWL, BOWL, suggestions={FORMULA: 0.01}, recommended=FORMULA, title=FORMULA),
+        lambda: plots.plot_comparison([(FORMULA, repeated(2, 3))], split=FORMULA, title=FORMULA),
+        lambda: sweep_plots.plot_sweep(
+            {
+                "settings": {},
+                "variants": [
+                    {"label": FORMULA, "changes": {}, "statistics": dict.fromkeys(sweep_plots.LOOKS, ONE_RUN)}
+                ],
+            },
+            title=FORMULA,
+        ),
+    ],
+)
+def test_no_figure_takes_a_text_for_a_formula(plot, tmp_path):
+    figure = plot()
+    plots.save(figure, tmp_path / "figure.png")
+    texts = figure.findobj(Text)
+    assert [text.get_text() for text in texts].count(FORMULA) > 0
+    assert not any(text.get_parse_math() for text in texts)
 
 
 LRS = np.geomspace(1e-6, 1, 61)  # ten steps a decade

@@ -103,7 +103,7 @@ def test_what_a_line_shows():
     left, right = (line.get_xdata() for line in lines(axes, linestyle="--") if len(line.get_xdata()))
     assert (left[0], right[0]) == pytest.approx((91, 92))  # what there is to beat, without and with TTA
     assert axes.get_xlim()[0] >= 0
-    assert axes.get_xlim()[1] <= 105
+    assert axes.get_xlim()[1] <= 100
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,15 @@ def test_it_can_be_saved_and_the_legend_explains_every_mark(given, tick, more, t
     assert (tmp_path / "sweep.png").stat().st_size > 8_000
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     means = ["mean, no TTA", "mean, TTA flip_shift"] if any(v["statistics"] for v in given["variants"]) else []
-    assert named == [*means, "one run", "95 % confidence interval of the mean", *more]
+    assert named == [*means, "one run", *more, "95 % confidence interval of the mean"]
     assert figure.legends[0].legend_handles[named.index("one run")].get_marker() == tick
+
+
+@pytest.mark.parametrize("variants", [3, 2])
+def test_the_accuracy_axis_ends_at_100(variants):
+    rates = [("baseline", {}, [0.99, 1.0, 1.0]), *((f"max-lr={lr}", {"max_lr": lr}, [1.0]) for lr in (0.01, 0.02))]
+    (axes,) = sweep_plots.plot_sweep(content(*rates[:variants]), title="").axes
+    assert (axes.get_ylim() if variants == 3 else axes.get_xlim())[1] == 100
 
 
 def test_a_sweep_of_which_nothing_ended_well_is_drawn(tmp_path):
