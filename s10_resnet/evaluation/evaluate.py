@@ -34,7 +34,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluates a checkpoint, and writes a JSON file and a plot of the confusion matrix beside it.
 
     Returns:
-        The content of the JSON file: what was evaluated, `s10_resnet.evaluation.metrics.compute_metrics`,
+        The content of the JSON file: what was evaluated, the metrics of `metrics.compute_metrics`,
         ``accuracy_without_tta``, the files that could not be read, and the environment.
 
     Raises:
@@ -44,29 +44,28 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     init_runtime(config.device, config.precision)  # sets up cuDNN and the memory allocator, which `load_model` leaves
     model = load_model(config.checkpoint, config.device, config.precision)
     images, labels, errors = _load_images(config, model)
-    without_tta = _logits(model, images, "none")
-    logits = without_tta if config.tta == "none" else _logits(model, images, config.tta)
+    tensor = torch.from_numpy(images).to(model.runtime.device)
+    logits = {tta: predict_logits(TTAModel(model, tta), tensor, model.runtime).cpu() for tta in {"none", config.tta}}
     content = {
         "checkpoint": str(weights_file(config.checkpoint)),
         "epoch": model.epoch,
         "dataset": str(config.images.resolve()) if config.images else model.dataset,
         "split": None if config.images else config.split,
         "tta": config.tta,
-        "accuracy_without_tta": (without_tta.argmax(1) == labels).double().mean().item(),
-        **compute_metrics(logits, labels, model.classes),
+        "accuracy_without_tta": (logits["none"].argmax(1) == labels).double().mean().item(),
+        **compute_metrics(logits[config.tta], labels, model.classes),
         "errors": errors,
         "device": str(model.runtime.device),
         "precision": model.runtime.precision,
         **collect_environment(model.runtime.device),
     }
-    _print(content)
+    described = f"{content['split'] or 'labeled'} images (n = {len(labels):,})"
+    _log(content, described)
     path = _result_path(config)
     write_json(path, content)
-    title = f"Predictions on {_describe_images(content)}{title_suffix(model.dataset)}"
-    plots.save(
-        plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title),
-        path.with_suffix(".png"),
-    )
+    title = f"Predictions on {described}{title_suffix(model.dataset)}"
+    figure = plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title)
+    plots.save(figure, path.with_suffix(".png"))
     logger.info(f"results: {printable(str(path), 1000)} and {path.with_suffix('.png').name}")
     return content
 
@@ -89,18 +88,9 @@ def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray
     return split.images, torch.from_numpy(split.labels), []
 
 
-def _logits(model: LoadedModel, images: np.ndarray, tta: str) -> Tensor:
-    tensor = torch.from_numpy(images).to(model.runtime.device)
-    return predict_logits(TTAModel(model, tta), tensor, model.runtime).cpu()
-
-
-def _describe_images(content: dict[str, Any]) -> str:
-    return f"{content['split'] or 'labeled'} images (n = {content['images']:,})"
-
-
-def _print(content: dict[str, Any]) -> None:
+def _log(content: dict[str, Any], described: str) -> None:
     logger.info(
-        f"{printable(content['checkpoint'], 1000)}: epoch {content['epoch']}; {_describe_images(content)}, "
+        f"{printable(content['checkpoint'], 1000)}: epoch {content['epoch']}; {described}, "
         f"test-time augmentation {content['tta']}; {content['device']}, {content['precision']}"
     )
     if content["errors"]:
@@ -110,13 +100,14 @@ def _print(content: dict[str, Any]) -> None:
         f"accuracy {content['accuracy']:.2%}{without}, loss {content['loss']:.4f}, "
         f"expected calibration error {content['expected_calibration_error']:.2%}"
     )
+    width = max(map(len, content["per_class"]))
     for name, row in content["per_class"].items():
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
-        logger.info(f"  {name:<{max(map(len, content['per_class']))}}  {accuracy:>7}  of {row['images']:,}")
+        logger.info(f"  {name:<{width}}  {accuracy:>7}  of {row['images']:,}")
 
 
 def _result_path(config: EvaluateConfig) -> Path:
-    """Returns the path of the JSON file, another one for each checkpoint, split or folder, and kind of augmentation."""
+    """Returns the path of the JSON file, which differs by checkpoint, split or folder, and test-time augmentation."""
     checkpoint = weights_file(config.checkpoint)
     evaluated: str = config.split
     if config.images:

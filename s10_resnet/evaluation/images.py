@@ -44,10 +44,9 @@ def read_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
     try:
         if not path.is_file():
             raise InputError("it must be a file, not a folder, pipe or device, and exist")
-        try:
+        with suppress(Exception):  # damaged metadata makes Pillow raise anything
             return _decode(path, size)
-        except Exception:  # damaged metadata makes Pillow raise anything
-            return _decode(io.BytesIO(_strip_metadata(path)), size)
+        return _decode(io.BytesIO(_strip_metadata(path)), size)
     except UnidentifiedImageError:
         reason = "it is in no known format"
     except Exception as error:  # and so do damaged pixels
@@ -83,15 +82,11 @@ def to_array(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
 def read_images(paths: Sequence[Path], name: str) -> tuple[np.ndarray, dict[Path, str]]:
     """Reads all images that can be read (see `read_image`), and warns of the others.
 
-    Args:
-        paths: The files.
-        name: What the files were given as, for the message.
-
     Returns:
         The images, uint8 ``[N, 32, 32, 3]``, and for each of the other files a message of one line.
 
     Raises:
-        InputError: If none of the files can be read.
+        InputError: If none of the files can be read; ``name`` says how they were given.
     """
     images: list[np.ndarray] = []
     errors: dict[Path, str] = {}
@@ -101,7 +96,7 @@ def read_images(paths: Sequence[Path], name: str) -> tuple[np.ndarray, dict[Path
         except InputError as error:
             errors[path] = str(error)
     if not images:
-        raise InputError(f"{name}: none of {len(paths):,} can be read, the first: {errors[paths[0]]}")
+        raise InputError(f"{name}: none of the images can be read, the first: {errors[paths[0]]}")
     for message in errors.values():
         logger.warning(message)
     return np.stack(images), errors
@@ -110,9 +105,9 @@ def read_images(paths: Sequence[Path], name: str) -> tuple[np.ndarray, dict[Path
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Finds the image files that a command line means.
 
-    Files are taken whatever their names. Below folders, and by patterns such as ``pets/**/*.jpg`` that the shell did
-    not expand, files are found by the suffixes of their formats; hidden files and folders are left out. No file is
-    taken twice. Below folders symbolic links are followed. What is left out is named in one warning.
+    A file that is named is taken whatever its name. In folders, and by patterns such as ``pets/**/*.jpg`` that the
+    shell did not expand, files are found by the suffixes of image formats; hidden ones are left out. Below folders
+    symbolic links are followed. No file is taken twice. What is left out is named in one warning.
 
     Raises:
         InputError: If one of the paths stands for no image.
@@ -120,10 +115,9 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     left_out: list[Path] = []
     for path in paths:
-        try:
+        found: list[Path] = []
+        with suppress(OSError, ValueError):  # of names that are too long, and patterns that are not valid
             found = _expand(path, left_out)
-        except (OSError, ValueError):  # such as names that are too long, and patterns that are none
-            found = []
         if not found:
             shown = printable(str(path), 1000)
             raise InputError(
@@ -168,16 +162,15 @@ def _expand(path: Path, left_out: list[Path]) -> list[Path]:
     if path.exists():
         return [path]
     base = Path(path.anchor)
-    matches = base.glob(str(path.relative_to(base)))  # as in a shell, ** follows no links
     files: list[Path] = []
-    for match in sorted(matches):
+    for match in sorted(base.glob(str(path.relative_to(base)))):  # as in a shell, ** follows no links
         if not any(part.startswith(".") and part not in path.parts for part in match.parts):
             files += _walk(match, left_out)
     return list(dict.fromkeys(files))  # ** matches a folder and those in it
 
 
 def _walk(root: Path, left_out: list[Path]) -> list[Path]:
-    """Returns the files with suffixes of images below a folder, in the order of sorted paths, or the file itself."""
+    """Returns the image files below a folder by their suffixes, in the order of sorted paths, or the file itself."""
     formats = image_formats()
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     files, visited, stack = [], set(), [root]
@@ -200,7 +193,7 @@ def _walk(root: Path, left_out: list[Path]) -> list[Path]:
 
 
 def _each_once(files: Iterable[Path], left_out: list[Path]) -> list[Path]:
-    """Returns the files without those that are there twice, and warns of all that is left out."""
+    """Returns each file once, and warns of all that is left out."""
     unique: dict[str, Path] = {}
     for path in files:
         if unique.setdefault(os.path.realpath(path), path) is not path:

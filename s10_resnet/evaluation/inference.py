@@ -34,14 +34,7 @@ def predict_logits(model: nn.Module, images: Tensor, runtime: Runtime) -> Tensor
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion, runtime: Runtime
 ) -> tuple[float, float, Tensor]:
-    """Evaluates a model, and leaves it in evaluation mode.
-
-    Args:
-        model: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
-        images: uint8 ``[N, 32, 32, 3]`` on the model's device, N at least 1.
-        labels: int64 ``[N]`` on the same device.
-        criterion: From logits and labels to the mean loss.
-        runtime: Device and precision.
+    """Evaluates a model on images (see `predict_logits`) and their labels, int64 ``[N]`` on the same device.
 
     Returns:
         Mean loss, accuracy as a fraction of 1, and the logits, float32 ``[N, C]`` on the CPU.

@@ -28,7 +28,6 @@ MAX_PLOTTED = 16  # images: more would be higher than a screen
 PLOTTED_SIZE = 256  # pixels along a side
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
-Top = list[tuple[str, float]]  # class names and probabilities, from the most probable on
 
 
 def predict(model: LoadedModel, images: ImageLike | Sequence[ImageLike], tta: str = "none") -> np.ndarray:
@@ -83,17 +82,17 @@ def predict_images(config: PredictConfig) -> np.ndarray:
     paths = find_images(config.images)
     images, errors = read_images(paths, "IMAGE")
     if model.dataset == "synthetic":
-        logger.warning("these weights were trained on the synthetic data set: they know nothing of photographs")
+        logger.warning(
+            "these weights were trained on drawn shapes, the synthetic data set: they cannot classify photographs"
+        )
     probabilities = predict(model, images, config.tta)
     readable = [path for path in paths if path not in errors]
     tops = {path: _top_k(model, row) for path, row in zip(readable, probabilities, strict=True)}
     if config.json_:
-        print(json.dumps([_to_record(path, tops.get(path), errors.get(path)) for path in paths], indent=2))
+        print(json.dumps([_to_record(path, tops.get(path, []), errors.get(path)) for path in paths], indent=2))
     else:
-        cells = [[f"{name} {value:.2%}" for name, value in top] for top in tops.values()]
-        names = [printable(str(path), 1000) for path in readable]
-        for line in format_table([[name, *row] for name, row in zip(names, cells, strict=True)]):
-            logger.info(line)
+        rows = [[printable(str(path), 1000), *(f"{c} {p:.2%}" for c, p in top)] for path, top in tops.items()]
+        logger.info("\n".join(format_table(rows)))
     if plot:
         _plot(plot, model, images, tops)
         if not config.json_:  # whose reader expects nothing else on stdout
@@ -111,9 +110,8 @@ def _to_batch(image: Any) -> np.ndarray:
         try:
             return to_array(image)[None]
         except Exception as error:  # it may be closed, or of a damaged file
-            raise InputError(
-                f"images: a PIL image cannot be read ({printable(str(error) or repr(error), 200)})"
-            ) from None
+            reason = printable(str(error) or repr(error), 200)
+            raise InputError(f"images: a PIL image cannot be read ({reason})") from None
     given = type(image).__name__
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-3:] == (IMAGE_SIZE, IMAGE_SIZE, 3):
@@ -124,18 +122,19 @@ def _to_batch(image: Any) -> np.ndarray:
     )
 
 
-def _top_k(model: LoadedModel, probabilities: np.ndarray) -> Top:
+def _top_k(model: LoadedModel, probabilities: np.ndarray) -> list[tuple[str, float]]:
+    """Returns the most probable classes and their probabilities, the most probable first."""
     order = np.argsort(-probabilities, kind="stable")[:TOP_K]
     return [(model.classes[label], float(probabilities[label])) for label in order]
 
 
-def _to_record(path: Path, top: Top | None, error: str | None) -> dict[str, Any]:
-    if top is None:
+def _to_record(path: Path, top: list[tuple[str, float]], error: str | None) -> dict[str, Any]:
+    if error:
         return {"image": str(path), "error": error}
     return {"image": str(path), "predictions": [{"class": name, "probability": value} for name, value in top]}
 
 
-def _plot(path: Path, model: LoadedModel, images: np.ndarray, tops: dict[Path, Top]) -> None:
+def _plot(path: Path, model: LoadedModel, images: np.ndarray, tops: dict[Path, list[tuple[str, float]]]) -> None:
     paths, shown = list(tops)[:MAX_PLOTTED], list(tops.values())[:MAX_PLOTTED]
     device = model.runtime.device
     classes = torch.tensor([model.classes.index(top[0][0]) for top in shown], device=device)

@@ -42,7 +42,7 @@ class TTAModel(nn.Module):
 
 
 def tta_accuracies(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
-    """Returns the accuracies with each kind of test-time augmentation, as fractions of 1.
+    """Returns the accuracy with each kind of test-time augmentation, a fraction of 1.
 
     Args:
         model: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.

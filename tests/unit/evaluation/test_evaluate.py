@@ -144,7 +144,9 @@ def test_no_result_is_overwritten_by_that_of_other_images(best, tmp_path, capsys
 def test_images_none_of_which_can_be_read(best, tmp_path):
     (tmp_path / "images" / "ring").mkdir(parents=True)
     (tmp_path / "images" / "ring" / "a.png").write_text("text")
-    with pytest.raises(InputError, match=r"^--images .*: none of 1 can be read, the first: .*a\.png: cannot be read"):
+    with pytest.raises(
+        InputError, match=r"^--images .*: none of the images can be read, the first: .*a\.png: cannot be read"
+    ):
         run(best, images=tmp_path / "images")
     assert not list(best.parent.glob("evaluation*"))
 

@@ -242,7 +242,9 @@ def test_the_others_are_read(tmp_path, noise_images, capsys):
     assert np.array_equal(read, noise_images[[0, 2]])
     assert [*errors] == [paths[1], paths[3]]
     assert capsys.readouterr().err == "".join(f"warning: {message}\n" for message in errors.values())
-    with pytest.raises(InputError, match=r"^IMAGE: none of 1 can be read, the first: .*1\.png: cannot be read"):
+    with pytest.raises(
+        InputError, match=r"^IMAGE: none of the images can be read, the first: .*1\.png: cannot be read"
+    ):
         read_images([paths[1]], "IMAGE")
 
 

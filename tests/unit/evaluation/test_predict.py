@@ -15,7 +15,9 @@ from s10_resnet.evaluation.tta import TTAModel
 from s10_resnet.models.pretrained import load_model
 from s10_resnet.reporting import plots
 
-SYNTHETIC = "warning: these weights were trained on the synthetic data set: they know nothing of photographs\n"
+SYNTHETIC = (
+    "warning: these weights were trained on drawn shapes, the synthetic data set: they cannot classify photographs\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_nothing_that_can_be_read(weights, folder):
     with pytest.raises(InputError) as caught:
         run(weights, bad, worse)
     message = f"{bad}: cannot be read as an image (it is in no known format)"
-    assert str(caught.value) == f"IMAGE: none of 2 can be read, the first: {message}"
+    assert str(caught.value) == f"IMAGE: none of the images can be read, the first: {message}"
 
 
 def test_names_from_outside(weights, model, images, tmp_path, capsys):
