@@ -1,1 +1,1 @@
-"""More than one training: repetitions, sweeps, comparisons."""
+"""More than one training run: sweeps, statistics, comparisons."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from s10_resnet.config import CompareConfig, flag, printable
 from s10_resnet.errors import InputError
 from s10_resnet.experiments.statistics import summarize
 from s10_resnet.reporting import plots
+from s10_resnet.reporting.formatting import plural
 from s10_resnet.training.run_files import CONFIG, HISTORY, SUMMARY, read_config, read_history, read_summary
 from s10_resnet.utils.console import format_table, logger
 from s10_resnet.utils.io import create_run_dir, write_json
@@ -23,8 +23,8 @@ from s10_resnet.utils.io import create_run_dir, write_json
 # Settings without influence on the results; runs that differ in nothing else are repetitions of each other.
 IGNORED = {"seed", "name", "output_dir", "data_dir", "device", "workers", "checkpoint_every_minutes", "tensorboard"}
 ENVIRONMENT = ("device", "precision", "world_size", "hardware")  # what times depend on
-CURVES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy")
-COLUMNS = {  # of the table: heading, factor and digits of a figure
+CURVES = ("train_accuracy", "eval_accuracy", "train_loss", "eval_loss")
+COLUMNS = {  # of the table: heading, factor and digits
     "final_eval_accuracy": ("accuracy, %", 100, 2),
     "best_eval_accuracy": ("best, %", 100, 2),
     "final_eval_loss": ("loss", 1, 4),
@@ -59,11 +59,11 @@ class Run:
         """Number of epochs that have ended."""
         return len(self.history["epoch"])
 
-    def figures(self) -> dict[str, float]:
+    def results(self) -> dict[str, float]:
         """Returns the results, under the names that they have in ``summary.json``."""
-        history, names = self.history, ("train_accuracy", "eval_accuracy", "train_loss", "eval_loss")
+        history = self.history
         return {
-            **{f"final_{name}": float(history[name][-1]) for name in names},
+            **{f"final_{name}": float(history[name][-1]) for name in CURVES},
             "best_eval_accuracy": float(history["eval_accuracy"].max()),
             "best_epoch": int(history["eval_accuracy"].argmax()) + 1,
             "train_seconds": float(history["train_seconds"].sum()),
@@ -78,7 +78,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     Returns:
         The content of ``comparison.json``: ``groups``, each with its ``statistics`` (see
-        `s10_resnet.experiments.statistics.summarize`) and the figures of its ``runs``; ``differing_settings``, with a
+        `s10_resnet.experiments.statistics.summarize`) and the results of its ``runs``; ``differing_settings``, with a
         value per group; ``warnings``. Accuracies are from 0 to 1.
 
     Raises:
@@ -92,7 +92,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     content = _summarize(groups)
     run_dir = create_run_dir(config.output_dir, config.name, "compare")
     write_json(run_dir / "comparison.json", content)
-    plots.save(_plot_curves(groups, content), run_dir / "curves.png")
+    _plot_curves(run_dir / "curves.png", groups, content["groups"])
 
     logger.info(f"evaluated on {', '.join(dict.fromkeys(group['evaluated_on'] for group in content['groups']))}\n")
     _print_table([_result_cells(group) for group in content["groups"]])
@@ -112,7 +112,11 @@ def _read_runs(paths: Sequence[Path]) -> list[Run]:
     runs = []
     for path in found.values():
         if (path / HISTORY).exists() and (history := read_history(path)):
-            runs.append(_read_run(path, history))
+            config = read_config(path)
+            summary = read_summary(path) if (path / SUMMARY).exists() else {}
+            config["dataset"] = summary.get("dataset", config["dataset"])
+            columns = {name: np.array([epoch[name] for epoch in history]) for name in history[0]}
+            runs.append(Run(path, config, columns, summary))
         else:
             logger.warning(f"{printable(str(path), 200)} has no epoch yet and is left out")
     if len(runs) < 2:
@@ -132,14 +136,6 @@ def _find_runs(path: Path) -> list[Path]:
     return runs
 
 
-def _read_run(path: Path, epochs: list[dict[str, Any]]) -> Run:
-    config = read_config(path)
-    summary = read_summary(path) if (path / SUMMARY).exists() else {}
-    config["dataset"] = summary.get("dataset", config["dataset"])
-    history = {name: np.array([epoch[name] for epoch in epochs]) for name in epochs[0]}
-    return Run(path, config, history, summary)
-
-
 def _summarize(groups: Sequence[list[Run]]) -> dict[str, Any]:
     """Returns the content of ``comparison.json``."""
     labels = _labels(groups)
@@ -147,16 +143,16 @@ def _summarize(groups: Sequence[list[Run]]) -> dict[str, Any]:
     differing = {name: values for name, values in settings.items() if any(value != values[0] for value in values)}
     summaries = []
     for label, runs in zip(labels, groups, strict=True):
-        config, figures = runs[0].config, [run.figures() for run in runs]
+        config, results = runs[0].config, [run.results() for run in runs]
         summaries.append(
             {
                 "label": label,
                 "n": len(runs),
                 "evaluated_on": f"{config['dataset']} {'val' if config['val_size'] else 'test'}",
-                "statistics": {name: summarize([values[name] for values in figures]) for name in figures[0]},
+                "statistics": {name: summarize([values[name] for values in results]) for name in results[0]},
                 "runs": [
                     {"path": str(run.path), "seed": run.config["seed"], "epochs": run.epochs, **values}
-                    for run, values in zip(runs, figures, strict=True)
+                    for run, values in zip(runs, results, strict=True)
                 ],
                 "settings": runs[0].settings,
             }
@@ -192,7 +188,7 @@ def _warnings(groups: Sequence[list[Run]], labels: Sequence[str], differing: Map
     for run in runs:
         if run.epochs < run.config["epochs"]:
             path = printable(str(run.path), 200)
-            warnings.append(f"{path}: only {run.epochs} of {run.config['epochs']} epochs have ended")
+            warnings.append(f"{path}: is unfinished, with {run.epochs} of {plural(run.config['epochs'], 'epoch')}")
     return warnings
 
 
@@ -200,17 +196,15 @@ def _result_cells(group: Mapping[str, Any]) -> dict[str, str]:
     epochs = dict.fromkeys(str(run["epochs"]) for run in group["runs"])
     cells = {"run": group["label"], "n": str(group["n"]), "epochs": ", ".join(epochs)}
     for name, (heading, factor, digits) in COLUMNS.items():
-        figures = [group["statistics"][name][key] for key in ("mean", "std")]
-        cells[heading] = " ± ".join(f"{factor * figure:,.{digits}f}" for figure in figures if figure is not None)
+        statistics = [group["statistics"][name][key] for key in ("mean", "std")]
+        cells[heading] = " ± ".join(f"{factor * value:,.{digits}f}" for value in statistics if value is not None)
     return cells
 
 
 def _setting_cells(group: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    cells = {"run": group["label"]}
-    for name in names:
-        value = group["settings"][name]
-        cells[flag(name)] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return cells
+    values = {flag(name): group["settings"][name] for name in names}
+    shown = {name: " ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in values.items()}
+    return {"run": group["label"], **shown}
 
 
 def _print_table(groups: Sequence[Mapping[str, str]]) -> None:
@@ -221,13 +215,14 @@ def _print_table(groups: Sequence[Mapping[str, str]]) -> None:
     logger.info("\n".join(lines) + "\n")
 
 
-def _plot_curves(groups: Sequence[list[Run]], content: Mapping[str, Any]) -> Figure:
-    """Returns the curves of all groups, each up to the last epoch that all its runs have."""
+def _plot_curves(path: Path, groups: Sequence[list[Run]], summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Plots the curves of all groups, each up to the last epoch that all its runs have."""
     curves = []
-    for runs, group in zip(groups, content["groups"], strict=True):
+    for runs, summary in zip(groups, summaries, strict=True):
         epochs = min(run.epochs for run in runs)
         values = {name: np.stack([run.history[name][:epochs] for run in runs]) for name in CURVES}
-        curves.append((group["label"], values))
-    evaluated_on = sorted({group["evaluated_on"] for group in content["groups"]})
+        curves.append((summary["label"], values))
+    evaluated_on = sorted({summary["evaluated_on"] for summary in summaries})
     split = " or ".join(sorted({text.split()[1] for text in evaluated_on}))
-    return plots.plot_comparison(curves, split=split, title=f"Loss and accuracy on {', '.join(evaluated_on)}")
+    title = f"Loss and accuracy on {', '.join(evaluated_on)}"
+    plots.save(plots.plot_comparison(curves, split=split, title=title), path)

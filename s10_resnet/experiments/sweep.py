@@ -1,7 +1,7 @@
-"""Many trainings in one command: several seeds of the settings, and of variants of them.
+"""Many training runs in one command: several seeds of the settings, and of variants of them.
 
-Each training has a run folder with checkpoints inside the sweep's folder, so that a sweep that was stopped continues in
-the middle of a training. Without a variant, a sweep measures how much a result depends on the seed.
+Each run has a folder with checkpoints inside the sweep's folder, so that a sweep that was stopped continues in the
+middle of a run. Without a variant, a sweep measures how much a result depends on the seed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.evaluation.tta import tta_accuracies
 from s10_resnet.experiments.statistics import summarize, welch_interval
 from s10_resnet.models.pretrained import load_model
-from s10_resnet.training.checkpoint import (
-    RESUME_OVERRIDES,
-    find_checkpoint,
-    load_checkpoint,
-    warn_of_changed_environment,
-)
+from s10_resnet.reporting import plots, sweep_plots
+from s10_resnet.reporting.formatting import plural, title_suffix
+from s10_resnet.training import checkpoint
 from s10_resnet.training.run_files import read_summary
 from s10_resnet.training.setup import Setup, create_setup
 from s10_resnet.training.trainer import fit_run, resolve_max_lr
@@ -36,7 +33,7 @@ from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown
 FILE = "sweep.json"
 BASELINE = "baseline"  # the label of the settings as given
 METRICS = {"accuracy": "none", "accuracy_tta_flip": "flip", "accuracy_tta_flip_shift": "flip_shift"}  # and their TTA
-MAY_CHANGE = (*RESUME_OVERRIDES, "num_seeds", "variants")  # when a sweep is resumed
+MAY_CHANGE = (*checkpoint.RESUME_OVERRIDES, "num_seeds", "variants")  # when a sweep is resumed
 
 
 class Variant(NamedTuple):
@@ -47,7 +44,7 @@ class Variant(NamedTuple):
 
 
 class TrialResult(BaseModel):
-    """The result of one training after its last epoch; accuracies are fractions of 1, all 0 if it failed."""
+    """The result of one run after its last epoch; accuracies are fractions of 1, all 0 if it failed."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -72,7 +69,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
     Raises:
         InputError: For settings or variants that do not fit; nothing has been written then.
-        EnvironmentFailure: If the machine fails; finished trainings are kept, and the sweep can be resumed.
+        EnvironmentFailure: If the machine fails; finished runs are kept, and the sweep can be resumed.
         ShutdownRequested: After Ctrl-C or SIGTERM, likewise.
     """
     setup, variants = _prepare(config)
@@ -82,7 +79,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
 @graceful_shutdown()
 def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Continues a sweep, within a training if it was stopped in one; more seeds or variants may be added.
+    """Continues a sweep, within a run if it was stopped in one; more seeds or variants may be added.
 
     Args:
         path: The sweep's folder, or the file in it.
@@ -90,8 +87,7 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
 
     Raises:
         InputError: For other settings than those of the sweep, or a folder that is not a sweep's.
-        EnvironmentFailure: See `sweep`.
-        ShutdownRequested: See `sweep`.
+        EnvironmentFailure, ShutdownRequested: See `sweep`.
     """
     path, given = Path(path), given or {}
     sweep_dir = path.parent if path.name == FILE else path
@@ -113,7 +109,7 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
     variants = tuple(dict.fromkeys((*begun.variants, *given.get("variants", ()))))
     config = begun.replace(**{**given, "variants": variants})
     setup, expanded = _prepare(config)
-    warn_of_changed_environment({name: saved.get(name) for name in setup.environment}, setup.environment)
+    checkpoint.warn_of_changed_environment({name: saved.get(name) for name in setup.environment}, setup.environment)
     return _run(config, setup, expanded, sweep_dir, trials)
 
 
@@ -137,10 +133,9 @@ def summarize_trials(
 ) -> dict[str, Any]:
     """Returns the content of ``sweep.json``.
 
-    Returns:
-        ``settings``; ``variants``, each with its label, the settings that differ from the baseline, the number of
-        failed trainings, statistics of each accuracy (`statistics.summarize`), and the difference of the accuracy from
-        the baseline's (`statistics.welch_interval`); ``trials``, a `TrialResult` each; data and environment.
+    It has ``settings``; ``variants``, each with its label, the settings that differ from the baseline, the number of
+    failed runs, statistics of each accuracy (`statistics.summarize`), and the difference of the accuracy from the
+    baseline's (`statistics.welch_interval`); ``trials``, a `TrialResult` each; data and environment.
     """
     baseline = variants[0].config.to_json()
     reference = [trial.accuracy for trial in trials if trial.variant == BASELINE and not trial.failed]
@@ -190,15 +185,14 @@ def _run(
     with exclusive_lock(sweep_dir):
         write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
         logger.info(f"writing to {sweep_dir}\n{setup.description}")
-        logger.info(f"variants: {len(variants)}, seeds: {config.num_seeds}, trainings to run: {len(todo)}")
+        logger.info(f"variants: {len(variants)}, seeds: {config.num_seeds}, runs to train: {len(todo)}")
         try:
             for number, (variant, seed) in enumerate(progress_bar(todo, len(todo), "sweep", "run"), 1):
-                run_name = f"{names[variant.label]}-seed-{seed}"
-                trial_config = variant.config.replace(seed=seed, output_dir=sweep_dir, name=run_name)
-                trial = _train(setup.with_config(trial_config), sweep_dir / run_name, variant.label)
-                trials.append(trial)
+                name = f"{names[variant.label]}-seed-{seed}"
+                run_config = variant.config.replace(seed=seed, output_dir=sweep_dir, name=name)
+                trials.append(_train(setup.with_config(run_config), sweep_dir / name, variant.label))
                 write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
-                logger.info(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {_describe(trial)}")
+                logger.info(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {_describe(trials[-1])}")
         except ShutdownRequested:
             logger.info(f"{command('sweep')} --resume {sweep_dir} continues")
             raise
@@ -216,20 +210,18 @@ def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
     try:
         summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
         if summary.get("status") != "completed":
-            checkpoint = find_checkpoint(run_dir, run_dir)
-            saved = load_checkpoint(checkpoint) if checkpoint else None
+            path = checkpoint.find_checkpoint(run_dir, run_dir)
+            saved = checkpoint.load_checkpoint(path) if path else None
             max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
             summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
     except TrainingError as error:
         return TrialResult(**named, failed=str(error))
     model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)
-    accuracies: dict[str, Any] = tta_accuracies(model, *setup.eval_tensors(), setup.runtime)
     return TrialResult(
-        **named,
+        **named | tta_accuracies(model, *setup.eval_tensors(), setup.runtime),
         max_lr=summary["max_lr"],
         train_accuracy=summary["final_train_accuracy"],
         train_seconds=summary["train_seconds"],
-        **accuracies,
     )
 
 
@@ -243,14 +235,11 @@ def _run_names(variants: Sequence[Variant]) -> dict[str, str]:
 
 
 def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
-    from s10_resnet.reporting import plots, sweep_plots  # matplotlib takes a second to import
-    from s10_resnet.reporting.formatting import title_suffix
-
-    data = f"{content['eval_images']:,} {content['eval_split']} images"
-    title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
-    plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
+    data = plural(content["eval_images"], f"{content['eval_split']} image")
     logger.info(f"\naccuracy in % on the {data} of {content['dataset']} after the last epoch")
     logger.info("\n".join(format_table(_table(content))))
+    title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
+    plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
     logger.info(f"see {sweep_dir / FILE} and sweep.png; {command('compare')} {sweep_dir} compares the curves")
 
 
@@ -262,7 +251,7 @@ def _table(content: Mapping[str, Any]) -> list[list[str]]:
             continue
         for metric, tta in METRICS.items():
             row = variant["statistics"][metric]
-            values = " ".join(_percent(value) for value in row["values"])
+            values = " ".join(map(_percent, row["values"]))
             cells = [str(row["n"]), _percent(row["mean"]), _percent(row["std"]), _interval(row["interval"]), values]
             rows.append([variant["label"] if tta == "none" else "", tta, *cells])
         if variant["difference"] and variant["difference"]["interval"]:

@@ -249,7 +249,7 @@ def test_the_same_seed(tmp_path):
 def test_a_run_that_ended_early(tmp_path, capsys, drawn):
     runs = [write(tmp_path / "x", (0.25, 0.5, 0.75)), write(tmp_path / "y", (0.125, 0.25), epochs=3, seed=1)]
     content = compared(tmp_path, *runs)
-    assert content["warnings"] == [f"{runs[1]}: only 2 of 3 epochs have ended"]
+    assert content["warnings"] == [f"{runs[1]}: is unfinished, with 2 of 3 epochs"]
     assert content["groups"][0]["statistics"]["final_eval_accuracy"]["values"] == [0.75, 0.25]
     (((_, values),), _) = drawn[0]
     np.testing.assert_array_equal(values["eval_accuracy"], [[0.25, 0.5], [0.125, 0.25]])
