@@ -44,11 +44,8 @@ class TTAModel(nn.Module):
 def tta_accuracies(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
     """Returns the accuracy with each kind of test-time augmentation, a fraction of 1.
 
-    Args:
-        model: From uint8 ``[B, 32, 32, 3]`` to logits ``[B, C]``.
-        images: uint8 ``[N, 32, 32, 3]`` on the model's device, N at least 1.
-        labels: int64 ``[N]`` on the same device.
-        runtime: Device and precision.
+    The arguments are those of `s10_resnet.evaluation.inference.predict_logits`, and the labels, int64 ``[N]``, on the
+    same device.
 
     Returns:
         ``accuracy`` (without test-time augmentation), ``accuracy_tta_flip`` and ``accuracy_tta_flip_shift``.

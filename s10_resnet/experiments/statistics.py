@@ -51,8 +51,8 @@ def welch_interval(values: Sequence[float], reference: Sequence[float]) -> dict[
         if np.ptp(values) == np.ptp(reference) == 0:
             interval = [difference, difference]  # the degrees of freedom would be 0 / 0
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # about values that are all equal on one side
+            # The warning is about values that are all equal on one side.
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 test = stats.ttest_ind(values, reference, equal_var=False)
             interval = _to_list(test.confidence_interval(CONFIDENCE))
     return {"difference": difference, "interval": interval}

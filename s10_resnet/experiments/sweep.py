@@ -7,9 +7,9 @@ middle of a run. Without a variant, a sweep measures how much a result depends o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,13 +34,6 @@ FILE = "sweep.json"
 BASELINE = "baseline"  # the label of the settings as given
 METRICS = {"accuracy": "none", "accuracy_tta_flip": "flip", "accuracy_tta_flip_shift": "flip_shift"}  # and their TTA
 MAY_CHANGE = (*checkpoint.RESUME_OVERRIDES, "num_seeds", "variants")  # when a sweep is resumed
-
-
-class Variant(NamedTuple):
-    """Settings to train with, and their name."""
-
-    label: str
-    config: TrainConfig
 
 
 class TrialResult(BaseModel):
@@ -113,23 +106,24 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
     return _run(config, setup, expanded, sweep_dir, trials)
 
 
-def expand_variants(config: SweepConfig) -> list[Variant]:
-    """Returns the settings as given, and all variants that differ from them and from each other.
+def expand_variants(config: SweepConfig) -> dict[str, TrainConfig]:
+    """Returns by label the settings as given, and all variants that differ from them and from each other.
 
     Raises:
         InputError: For a variant that names no setting, or a value that is not allowed.
     """
     baseline = TrainConfig(**{name: getattr(config, name) for name in TrainConfig.model_fields} | {"name": ""})
-    variants = {baseline.model_dump_json(): Variant(BASELINE, baseline)}
+    variants = {BASELINE: baseline}
     for text in config.variants:
         for label, changes in parse_variant(text).items():
-            changed = baseline.replace(**changes)
-            variants.setdefault(changed.model_dump_json(), Variant(label, changed))
-    return list(variants.values())
+            variant = baseline.replace(**changes)
+            if variant not in variants.values():
+                variants[label] = variant
+    return variants
 
 
 def summarize_trials(
-    config: SweepConfig, setup: Setup, variants: Sequence[Variant], trials: Sequence[TrialResult]
+    config: SweepConfig, setup: Setup, variants: Mapping[str, TrainConfig], trials: Sequence[TrialResult]
 ) -> dict[str, Any]:
     """Returns the content of ``sweep.json``.
 
@@ -137,22 +131,21 @@ def summarize_trials(
     failed runs, statistics of each accuracy (`statistics.summarize`), and the difference of the accuracy from the
     baseline's (`statistics.welch_interval`); ``trials``, a `TrialResult` each; data and environment.
     """
-    baseline = variants[0].config.to_json()
+    baseline = variants[BASELINE].to_json()
     reference = [trial.accuracy for trial in trials if trial.variant == BASELINE and not trial.failed]
     rows = []
-    for label, variant_config in variants:
+    for label, variant in variants.items():
         own = [trial for trial in trials if trial.variant == label]
         finished = [trial for trial in own if not trial.failed]
+        accuracies = {metric: [getattr(trial, metric) for trial in finished] for metric in METRICS}
         comparable = label != BASELINE and finished and reference
         rows.append(
             {
                 "label": label,
-                "changes": {k: v for k, v in variant_config.to_json().items() if v != baseline[k]},
+                "changes": {k: v for k, v in variant.to_json().items() if v != baseline[k]},
                 "failed": len(own) - len(finished),
-                "statistics": {name: summarize([getattr(trial, name) for trial in finished]) for name in METRICS}
-                if finished
-                else None,
-                "difference": welch_interval([trial.accuracy for trial in finished], reference) if comparable else None,
+                "statistics": {name: summarize(values) for name, values in accuracies.items()} if finished else None,
+                "difference": welch_interval(accuracies["accuracy"], reference) if comparable else None,
             }
         )
     return {
@@ -166,33 +159,33 @@ def summarize_trials(
     }
 
 
-def _prepare(config: SweepConfig) -> tuple[Setup, list[Variant]]:
+def _prepare(config: SweepConfig) -> tuple[Setup, dict[str, TrainConfig]]:
     if launch_env().world_size > 1:
         raise InputError("torchrun: a sweep runs in a single process")
     variants = expand_variants(config)
-    setup = create_setup(variants[0].config)
-    for variant in variants:  # what does not fit is reported before hours of training
-        setup.with_config(variant.config)
+    setup = create_setup(variants[BASELINE])
+    for variant in variants.values():  # what does not fit is reported before hours of training
+        setup.with_config(variant)
     return setup, variants
 
 
 def _run(
-    config: SweepConfig, setup: Setup, variants: Sequence[Variant], sweep_dir: Path, trials: list[TrialResult]
+    config: SweepConfig, setup: Setup, variants: Mapping[str, TrainConfig], sweep_dir: Path, trials: list[TrialResult]
 ) -> dict[str, Any]:
     done = {(trial.variant, trial.seed) for trial in trials}
-    todo = [(variant, seed) for seed in config.seeds for variant in variants if (variant.label, seed) not in done]
+    todo = [(label, seed) for seed in config.seeds for label in variants if (label, seed) not in done]
     names = _run_names(variants)
     with exclusive_lock(sweep_dir):
         write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
         logger.info(f"writing to {sweep_dir}\n{setup.description}")
         logger.info(f"variants: {len(variants)}, seeds: {config.num_seeds}, runs to train: {len(todo)}")
         try:
-            for number, (variant, seed) in enumerate(progress_bar(todo, len(todo), "sweep", "run"), 1):
-                name = f"{names[variant.label]}-seed-{seed}"
-                run_config = variant.config.replace(seed=seed, output_dir=sweep_dir, name=name)
-                trials.append(_train(setup.with_config(run_config), sweep_dir / name, variant.label))
+            for number, (label, seed) in enumerate(progress_bar(todo, len(todo), "sweep", "run"), 1):
+                name = f"{names[label]}-seed-{seed}"
+                run_config = variants[label].replace(seed=seed, output_dir=sweep_dir, name=name)
+                trials.append(_train(setup.with_config(run_config), sweep_dir / name, label))
                 write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
-                logger.info(f"{number}/{len(todo)}  {variant.label}, seed {seed}: {_describe(trials[-1])}")
+                logger.info(f"{number}/{len(todo)}  {label}, seed {seed}: {_describe(trials[-1])}")
         except ShutdownRequested:
             logger.info(f"{command('sweep')} --resume {sweep_dir} continues")
             raise
@@ -225,12 +218,12 @@ def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
     )
 
 
-def _run_names(variants: Sequence[Variant]) -> dict[str, str]:
+def _run_names(labels: Iterable[str]) -> dict[str, str]:
     """Returns the first part of the names of the run folders by label."""
     names: dict[str, str] = {}
-    for index, variant in enumerate(variants):
-        name = re.sub(r"[^A-Za-z0-9._]+", "-", variant.label)
-        names[variant.label] = name if len(name) <= 80 and name not in names.values() else f"variant-{index}"
+    for index, label in enumerate(labels):
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", label)
+        names[label] = name if len(name) <= 80 and name not in names.values() else f"variant-{index}"
     return names
 
 

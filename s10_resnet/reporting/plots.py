@@ -1,4 +1,4 @@
-"""Figures of trainings, predictions and range tests, made of plain numbers with matplotlib.
+"""Figures of training runs, predictions and range tests, made of plain numbers with matplotlib.
 
 matplotlib is imported when the first figure is drawn, pyplot never. Figures are drawn and saved with matplotlib's
 default settings whatever a matplotlibrc says, and no text is parsed as a formula. The colors are Okabe and Ito's
@@ -12,7 +12,6 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +258,7 @@ def plot_lr_range(
         lrs: Learning rates in rising order, one a step.
         losses: Loss of each step, above 0; may explode or turn NaN at the end.
         smoothed: The same, smoothed.
-        suggestions: Learning rate by rule; may be empty.
+        suggestions: Learning rate by rule, of at most four; may be empty.
         recommended: Name of the rule to follow, or None.
         title: Title of the figure.
     """
@@ -268,7 +267,7 @@ def plot_lr_range(
     axes.plot(lrs, losses, ".", color=PALE, markersize=4, label="loss of one batch")
     axes.plot(lrs, smoothed, color=BLUE, linewidth=2.2, label="smoothed")
     # Open and ever smaller: rules that agree remain visible inside each other.
-    looks = cycle((("o", VERMILLION, 16), ("s", GREEN, 13), ("D", PURPLE, 10), ("^", ORANGE, 7)))
+    looks = ("o", VERMILLION, 16), ("s", GREEN, 13), ("D", PURPLE, 10), ("^", ORANGE, 7)
     for (name, lr), (marker, color, size) in zip(suggestions.items(), looks, strict=False):
         loss = np.interp(math.log(lr), np.log(lrs), smoothed)
         axes.plot([lr], [loss], marker, color=color, markersize=size, label=f"{name}: {lr:.3g}", **OPEN)
@@ -308,17 +307,17 @@ def plot_comparison(
         color = GROUP_COLORS[place % 8]
         runs, epochs = values["eval_loss"].shape
         every = max(1, math.ceil(epochs / 12))  # more markers than that would be a line of their own
-        look: dict[str, Any] = {"color": color, "marker": GROUP_MARKERS[place % 8], "clip_on": False}
-        look["markevery"] = (place * every // len(groups) % epochs, every)  # out of step, or they hide each other
+        first = place * every // len(groups) % epochs  # out of step, or they hide each other
+        look = {"color": color, "marker": GROUP_MARKERS[place % 8], "markevery": (first, every), "clip_on": False}
+        x = range(1, epochs + 1)
         for axes, metric, unit in (loss, "loss", 1), (accuracy, "accuracy", 100):
-            for prefix, style in ("train", THIN), ("eval", STRONG):
+            for prefix, style, alpha in ("train", THIN, 0.1), ("eval", STRONG, 0.2):
                 single = unit * values[f"{prefix}_{metric}"]
                 mean = single.mean(0)
-                (line,) = axes.plot(range(1, epochs + 1), mean, **look, **style)
+                (line,) = axes.plot(x, mean, **look, **style)
                 if runs > 1:
                     std = single.std(0, ddof=1)
-                    band = {"color": color, "alpha": 0.2 if prefix == "eval" else 0.1, "linewidth": 0}
-                    axes.fill_between(range(1, epochs + 1), mean - std, mean + std, **band)
+                    axes.fill_between(x, mean - std, mean + std, color=color, alpha=alpha, linewidth=0)
         entries.append((f"{label} (n = {runs})", line))
     _set_up_epoch_axes(loss, accuracy, max(values["eval_loss"].shape[1] for _, values in groups))
     entries.append((split, Line2D([], [], color=GREY, **STRONG)))

@@ -13,7 +13,6 @@ from s10_resnet.experiments.sweep import (
     BASELINE,
     METRICS,
     TrialResult,
-    Variant,
     _report,
     _run_names,
     expand_variants,
@@ -107,16 +106,18 @@ def test_the_seed_after_the_largest_is_0(tmp_path):
 
 def changes(*variants, **settings):
     """Labels, and what each variant changes of the settings as given."""
-    baseline, *others = expand_variants(SweepConfig(variants=variants, **settings))
-    assert baseline.label == BASELINE
+    expanded = expand_variants(SweepConfig(variants=variants, **settings))
+    assert next(iter(expanded)) == BASELINE
+    baseline = expanded.pop(BASELINE)
     return {
-        label: {name: value for name, value in dict(config).items() if value != getattr(baseline.config, name)}
-        for label, config in others
+        label: {name: value for name, value in dict(config).items() if value != getattr(baseline, name)}
+        for label, config in expanded.items()
     }
 
 
 def test_the_settings_as_given_come_first():
-    ((label, config),) = expand_variants(SweepConfig(epochs=3, weight_decay=0.1, seed=4, num_seeds=5, name="a-sweep"))
+    given = SweepConfig(epochs=3, weight_decay=0.1, seed=4, num_seeds=5, name="a-sweep")
+    ((label, config),) = expand_variants(given).items()
     assert (label, config.epochs, config.weight_decay, config.val_size, config.seed) == (BASELINE, 3, 0.1, 5000, 4)
     assert config.name == ""
 
@@ -139,7 +140,7 @@ def test_nothing_is_trained_twice():
 
 def test_every_variant_has_a_folder_of_its_own():
     labels = ["betas=0.9:0.99", "betas=0.9-0.99", "x" * 99, BASELINE, "flip=none"]
-    names = _run_names([Variant(label, None) for label in labels])
+    names = _run_names(labels)
     assert names == {
         "betas=0.9:0.99": "betas-0.9-0.99",
         "betas=0.9-0.99": "variant-1",
@@ -169,7 +170,7 @@ def summarized(tmp_path):
     def of(*trials):
         config = small_sweep(tmp_path, "max-lr=1e-2")
         variants = expand_variants(config)
-        return summarize_trials(config, create_setup(variants[0].config), variants, trials)
+        return summarize_trials(config, create_setup(variants[BASELINE]), variants, trials)
 
     return of
 

@@ -95,7 +95,7 @@ def test_synthetic_data_and_an_interrupted_training_are_named(real, tmp_path):
     summary |= {"dataset": "synthetic", "status": "interrupted", "epochs": 3}
     text = written(tmp_path, summary, {**config, "flip": "none", "crop_padding": 0, "cutout_size": 0}, CLASSES)
     assert "**These weights cannot classify photographs.**" in text
-    assert "**This training was interrupted before its end.**" in text
+    assert "**This run was interrupted before its end.**" in text
     assert (rows(text)["epochs"], rows(text)["augmentation"]) == ("3 of 24", "none")
     assert "CIFAR-10" not in text.split("## Use")[0].split("---\n", 2)[2]
 
