@@ -31,11 +31,10 @@ from s10_resnet.utils.runtime import init_runtime
 
 @signals.graceful_shutdown()
 def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluates a checkpoint, and writes a JSON file and a plot of the confusion matrix beside it.
+    """Evaluates a checkpoint, writes a JSON file and a plot of the confusion matrix beside it, and returns the content.
 
-    Returns:
-        The content of the JSON file: what was evaluated, the metrics of `metrics.compute_metrics`,
-        ``accuracy_without_tta``, the files that could not be read, and the environment.
+    It has what was evaluated, the metrics of `compute_metrics`, ``accuracy_without_tta``, the files that could not be
+    read, and the environment.
 
     Raises:
         InputError: For a checkpoint that is not a weights file, a data set that is not available, or a folder without

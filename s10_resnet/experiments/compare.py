@@ -35,19 +35,12 @@ COLUMNS = {  # of the table: heading, factor and digits
 
 @dataclass(frozen=True)
 class Run:
-    """What the text files of a run folder say.
-
-    Attributes:
-        path: The folder, as it was given or found.
-        config: All settings of the run, with the data set that ``auto`` came to.
-        history: The columns of ``history.csv``, float ``[E]`` with at least one epoch.
-        summary: The content of ``summary.json``; empty until the training ends.
-    """
+    """What the text files of a run folder say."""
 
     path: Path
-    config: dict[str, Any]
-    history: dict[str, np.ndarray]
-    summary: dict[str, Any]
+    config: dict[str, Any]  # all settings, with the data set that "auto" came to
+    history: dict[str, np.ndarray]  # the columns of history.csv, float [E], at least one epoch
+    summary: dict[str, Any]  # the content of summary.json; empty until the training ends
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -74,9 +74,8 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Continues a sweep, within a run if it was stopped in one; more seeds or variants may be added.
 
-    Args:
-        path: The sweep's folder, or the file in it.
-        given: Settings given now. They must be those of the sweep, except for `MAY_CHANGE`.
+    The path is that of the sweep's folder, or of the file in it. The settings given now must be those of the sweep,
+    except for `MAY_CHANGE`.
 
     Raises:
         InputError: For other settings than those of the sweep, or a folder that is not a sweep's.

@@ -26,13 +26,8 @@ def plot_setup(
 ) -> None:
     """Plots what is known before the training: ``samples.png`` and ``lr_schedule.png``.
 
-    Args:
-        folder: Folder of the run.
-        samples: Augmented training images, uint8 ``[S, 32, 32, 3]``, of which the first 32 are drawn.
-        sample_labels: S class names.
-        lrs: Learning rate of every step.
-        steps_per_epoch: Steps in an epoch.
-        dataset: ``cifar10`` or ``synthetic``.
+    The samples are augmented training images, uint8 ``[S, 32, 32, 3]``, of which the first 32 are drawn, with the names
+    of their classes; ``lrs`` has the learning rate of every step.
     """
     suffix = title_suffix(dataset)
     title = f"Augmented training images of the first epoch{suffix}"

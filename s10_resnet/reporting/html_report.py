@@ -55,19 +55,8 @@ def write_report(
 ) -> None:
     """Writes the page, atomically, into a folder that exists.
 
-    Args:
-        path: File to write.
-        summary: Content of ``summary.json``.
-        config: Content of ``config.json``.
-        history: The epochs, at least one.
-        lrs: Learning rate of every step, at least one.
-        steps_per_epoch: Steps in an epoch.
-        images: Evaluation images, uint8 ``[N, H, W, 3]``.
-        labels: Their labels, int64 ``[N]``.
-        classes: C class names.
-        probabilities: Their predicted probabilities, float ``[N, C]``.
-        samples: Augmented training images, uint8 ``[S, H, W, 3]``, of which the first 32 are shown.
-        sample_labels: S class names.
+    ``summary`` and ``config`` are the contents of ``summary.json`` and ``config.json``, ``images``, ``labels`` and
+    ``classes`` those of the evaluation; the rest is what `figures.plot_setup` and `figures.plot_results` take.
     """
     split, count = summary["eval_split"], figures.GRID_IMAGES
     wrong = figures.most_confident_errors(labels, probabilities)

@@ -20,11 +20,7 @@ FLIPS = {
 def write_model_card(path: Path, summary: Mapping[str, Any], config: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Writes a Markdown file that begins with the metadata the Hugging Face Hub reads, atomically.
 
-    Args:
-        path: ``MODEL_CARD.md`` in the folder of the run.
-        summary: Content of ``summary.json``.
-        config: Content of ``config.json``.
-        classes: Names of the classes, in the order of the logits.
+    ``summary`` and ``config`` are the contents of ``summary.json`` and ``config.json``.
     """
     text = load_template("model_card.md", finalize=_escape).render(
         name=run_name(path),

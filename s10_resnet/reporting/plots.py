@@ -81,23 +81,17 @@ def to_svg(figure: Figure) -> str:
 def plot_curves(
     history: Sequence[Epoch], *, split: str = "test", target: float | None = None, title: str = ""
 ) -> Figure:
-    """Plots loss and accuracy by epoch, with the best and the final epoch marked.
+    """Plots loss and accuracy by epoch, at least one, with the best and the final epoch marked; NaN leaves a gap.
 
-    Args:
-        history: At least one epoch, in order; NaN leaves a gap.
-        split: What the ``eval_`` values were measured on, ``"test"`` or ``"val"``.
-        target: Accuracy to reach, a fraction of 1, drawn as a line.
-        title: Title of the figure.
+    ``split`` is what the ``eval_`` values were measured on. The target is an accuracy, a fraction of 1.
     """
     figure = new_figure(9.2, 4, title)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [metrics.epoch for metrics in history]
+    series = ("train (augmented)", "train", "s--", VERMILLION), (split, "eval", "o-", BLUE)
     size = 4 if len(epochs) <= 40 else 0  # markers of few epochs can be told apart
     for axes, metric, unit in (loss, "loss", 1), (accuracy, "accuracy", 100):
-        for label, prefix, style, color in (
-            ("train (augmented)", "train", "s--", VERMILLION),
-            (split, "eval", "o-", BLUE),
-        ):
+        for label, prefix, style, color in series:
             values = [unit * getattr(metrics, f"{prefix}_{metric}") for metrics in history]
             axes.plot(epochs, values, style, color=color, label=label, linewidth=1.8, markersize=size, clip_on=False)
     if target is not None:
@@ -113,8 +107,8 @@ def plot_curves(
     marks = [("best = final", final, ring)] if best is final else [("best", best, ring), ("final", final, diamond)]
     for name, metrics, look in marks:
         label = f"{name}: {percent(metrics.eval_accuracy)} (epoch {metrics.epoch})"
-        point = [metrics.epoch], [100 * metrics.eval_accuracy]
-        accuracy.plot(*point, color=BLACK, linestyle="", label=label, clip_on=False, **look)
+        x, y = [metrics.epoch], [100 * metrics.eval_accuracy]
+        accuracy.plot(x, y, color=BLACK, linestyle="", label=label, clip_on=False, **look)
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4 if len(labels) == 4 else 3, **LEGEND)
     return figure
@@ -139,13 +133,7 @@ def plot_lr_schedule(lrs: Sequence[float], *, steps_per_epoch: int, title: str =
 
 @fixed_style()
 def plot_images(images: np.ndarray, captions: Sequence[str], *, title: str = "") -> Figure:
-    """Plots enlarged images, row by row, each above its caption.
-
-    Args:
-        images: uint8 ``[N, 32, 32, 3]``; N may be 0.
-        captions: N texts; lines that are too long for a column are wrapped.
-        title: Title of the figure.
-    """
+    """Plots enlarged images, uint8 ``[N, 32, 32, 3]``, row by row, each above its caption; N may be 0."""
     if not len(images):
         return new_figure(5, 1, f"{title}\nno images".strip())
     texts = ["\n".join(textwrap.fill(line, 15) for line in caption.splitlines()) for caption in captions]
@@ -167,13 +155,7 @@ def plot_images(images: np.ndarray, captions: Sequence[str], *, title: str = "")
 
 @fixed_style()
 def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> Figure:
-    """Plots a confusion matrix, beside it the accuracy of each class.
-
-    Args:
-        matrix: int ``[C, C]``, images of the true class (row) predicted as a class (column).
-        classes: C names.
-        title: Title of the figure.
-    """
+    """Plots a confusion matrix, int ``[C, C]`` by true class (row) and predicted class, and the accuracy by class."""
     from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgba
 
     count = len(classes)
@@ -290,12 +272,9 @@ def plot_comparison(
 ) -> Figure:
     """Plots loss and accuracy by epoch of several groups of runs: their mean within one standard deviation.
 
-    Args:
-        groups: At least one label with ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n
-            runs, float ``[n, E]``; n and E are the group's own, accuracies fractions of 1, and NaN leaves a gap. Up to
-            eight differ in color as well as in marker.
-        split: What the ``eval_`` values were measured on.
-        title: Title of the figure.
+    A group is a label with ``train_loss``, ``train_accuracy``, ``eval_loss`` and ``eval_accuracy`` of n runs, float
+    ``[n, E]``; n and E are the group's own, accuracies fractions of 1, and NaN leaves a gap. Up to eight groups differ
+    in color as well as in marker. ``split`` is what the ``eval_`` values were measured on.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

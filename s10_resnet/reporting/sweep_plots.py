@@ -18,12 +18,7 @@ LOOKS = {"accuracy": ("no TTA", plots.BLUE, "o"), "accuracy_tta_flip_shift": ("T
 
 @plots.fixed_style()
 def plot_sweep(content: Mapping[str, Any], *, title: str) -> Figure:
-    """Plots the accuracy of each run of a sweep, and the mean of each variant with its 95 % confidence interval.
-
-    Args:
-        content: Content of ``sweep.json``.
-        title: Title of the figure.
-    """
+    """Plots the accuracy of each run in the content of ``sweep.json``, and the means with 95 % confidence intervals."""
     setting, variants = _varied_number(content), content["variants"]
     figure = plots.new_figure(7, 4.4, title) if setting else plots.new_figure(8, 1.7 + 0.42 * len(variants), title)
     axes = figure.subplots()
