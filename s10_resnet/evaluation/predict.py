@@ -83,7 +83,7 @@ def predict_images(config: PredictConfig) -> np.ndarray:
     images, errors = read_images(paths, "IMAGE")
     if model.dataset == "synthetic":
         logger.warning(
-            "these weights were trained on drawn shapes, the synthetic data set: they cannot classify photographs"
+            "these weights were trained on the synthetic data set of drawn shapes: they cannot classify photographs"
         )
     probabilities = predict(model, images, config.tta)
     readable = [path for path in paths if path not in errors]

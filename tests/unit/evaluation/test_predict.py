@@ -16,7 +16,7 @@ from s10_resnet.models.pretrained import load_model
 from s10_resnet.reporting import plots
 
 SYNTHETIC = (
-    "warning: these weights were trained on drawn shapes, the synthetic data set: they cannot classify photographs\n"
+    "warning: these weights were trained on the synthetic data set of drawn shapes: they cannot classify photographs\n"
 )
 
 
