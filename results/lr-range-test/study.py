@@ -1,4 +1,4 @@
-"""How steady rules are from seed to seed, by the curves in lr_finder.csv: ``python results/lr-range-test/study.py``."""
+"""How much the rules differ between seeds on the curves in lr_finder.csv: ``python results/lr-range-test/study.py``."""
 
 import csv
 from collections.abc import Callable
@@ -33,36 +33,36 @@ def smoothed(rule: Callable, bandwidth: float) -> Rule:
     return lambda curve: rule(curve.lrs, lr_finder.smooth(curve, bandwidth))
 
 
-def flat_part(losses: np.ndarray, share: float) -> tuple[np.ndarray, float]:
+def flat_part(losses: np.ndarray, fraction: float) -> tuple[np.ndarray, float]:
     """The steps around the minimum that lie below a line, and the line."""
     least = int(losses.argmin())
-    line = losses[least] + share * (losses[0] - losses[least])
+    line = losses[least] + fraction * (losses[0] - losses[least])
     outside = np.flatnonzero(losses > line)
     first = max(outside[outside < least], default=-1) + 1
     return np.arange(first, min(outside[outside > least], default=len(losses))), line
 
 
-def rims_on_steps(lrs: np.ndarray, losses: np.ndarray, share: float) -> float:
-    """The bowl's middle as it was, between the outermost steps below the line."""
-    steps, _ = flat_part(losses, share)
+def middle_of_steps(lrs: np.ndarray, losses: np.ndarray, fraction: float) -> float:
+    """The first version of flat_minimum: the middle of the outermost steps below the line."""
+    steps, _ = flat_part(losses, fraction)
     return float(np.sqrt(lrs[steps[0]] * lrs[steps[-1]]))
 
 
-def centre_of_gravity(lrs: np.ndarray, losses: np.ndarray, share: float) -> float:
+def weighted_middle(lrs: np.ndarray, losses: np.ndarray, fraction: float) -> float:
     """Steps weighted by how far they lie below the line."""
-    steps, line = flat_part(losses, share)
+    steps, line = flat_part(losses, fraction)
     return float(10 ** np.average(np.log10(lrs[steps]), weights=line - losses[steps]))
 
 
-def parabola(curve: LRCurve, bandwidth: float, share: float) -> float:
+def parabola(curve: LRCurve, bandwidth: float, fraction: float) -> float:
     """Vertex of a parabola through the raw losses of the flat part and two steps on either side."""
-    steps, _ = flat_part(lr_finder.smooth(curve, bandwidth), share)
+    steps, _ = flat_part(lr_finder.smooth(curve, bandwidth), fraction)
     part = slice(max(0, steps[0] - 2), steps[-1] + 3)
     square, slope, _ = np.polyfit(np.log10(curve.lrs[part]), curve.losses[part], 2)
     return float(10 ** (-slope / (2 * square)))
 
 
-def tell(name: str, picks: list[float]) -> None:
+def print_range(name: str, picks: list[float]) -> None:
     """Prints the range of some picks."""
     print(f"{name:<52} {min(picks):.2e} to {max(picks):.2e}, a factor of {max(picks) / min(picks):.2f}")
 
@@ -80,8 +80,8 @@ def resampled(curves: list[LRCurve], length: int, count: int) -> list[LRCurve]:
     ]
 
 
-def tell_resampled(name: str, picks: list[float]) -> None:
-    """Prints how far groups of ten picks spread."""
+def print_spread(name: str, picks: list[float]) -> None:
+    """Prints the standard deviation of picks, and the spread within groups of ten."""
     logs = np.log10(picks)
     factors = 10 ** np.ptp(logs.reshape(-1, 10), axis=1)
     spread = f"of ten a factor of {np.median(factors):.2f} (median), within 1.5 in {(factors <= 1.5).mean():.0%}"
@@ -89,38 +89,41 @@ def tell_resampled(name: str, picks: list[float]) -> None:
 
 
 def main() -> None:
-    """Prints a line a rule."""
+    """Prints the picks of each rule."""
     curves = read()
     for name, rule in (
         ("steepest", lr_finder.steepest),
-        ("minimum / 10", lr_finder.min_over_10),
+        ("min_over_10", lr_finder.min_over_10),
         ("valley", lr_finder.valley),
         ("minimum", lambda lrs, losses: lrs[losses.argmin()]),
     ):
-        tell(f"{name}, 0.15", [smoothed(rule, 0.15)(curve) for curve in curves])
-    tell("minimum, unsmoothed", [curve.lrs[curve.losses.argmin()] for curve in curves])
-    tell("bowl 0.1, 0.15, rims on steps", [smoothed(partial(rims_on_steps, share=0.1), 0.15)(c) for c in curves])
+        print_range(f"{name}, 0.15", [smoothed(rule, 0.15)(curve) for curve in curves])
+    print_range("minimum, unsmoothed", [curve.lrs[curve.losses.argmin()] for curve in curves])
+    print_range(
+        "flat_minimum 0.1, 0.15, between steps",
+        [smoothed(partial(middle_of_steps, fraction=0.1), 0.15)(c) for c in curves],
+    )
     chosen = [smoothed(partial(lr_finder.flat_minimum, fraction=0.2), 0.2)(curve) for curve in curves]
-    tell("bowl 0.2, 0.2, the first eight", [chosen[seed] for seed in FIRST_EIGHT])
-    tell("bowl 0.2, 0.2", chosen)
-    for share, bandwidth in ((0.15, 0.3), (0.1, 0.3), (0.2, 0.3), (0.15, 0.2), (0.15, 0.4)):
-        tell(
-            f"bowl {share}, {bandwidth}",
-            [smoothed(partial(lr_finder.flat_minimum, fraction=share), bandwidth)(curve) for curve in curves],
+    print_range("flat_minimum 0.2, 0.2, the first eight", [chosen[seed] for seed in FIRST_EIGHT])
+    print_range("flat_minimum 0.2, 0.2", chosen)
+    for fraction, bandwidth in ((0.15, 0.3), (0.1, 0.3), (0.2, 0.3), (0.15, 0.2), (0.15, 0.4)):
+        print_range(
+            f"flat_minimum {fraction}, {bandwidth}",
+            [smoothed(partial(lr_finder.flat_minimum, fraction=fraction), bandwidth)(curve) for curve in curves],
         )
-    for share in (0.15, 0.2):
-        rule = smoothed(partial(centre_of_gravity, share=share), 0.3)
-        tell(f"centre of gravity {share}, 0.3", [rule(curve) for curve in curves])
+    for fraction in (0.15, 0.2):
+        rule = smoothed(partial(weighted_middle, fraction=fraction), 0.3)
+        print_range(f"weighted middle {fraction}, 0.3", [rule(curve) for curve in curves])
     for bandwidth in (0.15, 0.2, 0.3):
-        tell(f"parabola 0.15, {bandwidth}", [parabola(curve, bandwidth, 0.15) for curve in curves])
+        print_range(f"parabola 0.15, {bandwidth}", [parabola(curve, bandwidth, 0.15) for curve in curves])
 
     taken = smoothed(lr_finder.flat_minimum, lr_finder.BANDWIDTH)
     for length in (20, 25):
-        tell_resampled(f"1,000 resampled, pieces of {length}", [taken(c) for c in resampled(curves, length, 1000)])
+        print_spread(f"1,000 resampled, pieces of {length}", [taken(c) for c in resampled(curves, length, 1000)])
     for tests in (2, 3):
         drawn = resampled(curves, 20, 1000 * tests)
         groups = [drawn[i : i + tests] for i in range(0, len(drawn), tests)]
-        tell_resampled(f"averages of {tests}, pieces of 20", [taken(average(group)) for group in groups])
+        print_spread(f"averages of {tests}, pieces of 20", [taken(average(group)) for group in groups])
 
 
 if __name__ == "__main__":
