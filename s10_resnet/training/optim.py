@@ -56,6 +56,9 @@ def create_scheduler(
     if math.isclose(pct_start * total_steps, 1.0):
         # The peak is the first step; OneCycleLR would divide by the length of the increase, which is 0.
         pct_start = (1 - 1e-9) / total_steps
+    if pct_start == 1:
+        # The peak is the last step; OneCycleLR, stepped once more, would divide by the length of the decrease.
+        total_steps, pct_start = total_steps + 1, total_steps / (total_steps + 1)
     return OneCycleLR(
         optimizer,
         max_lr=max_lr,

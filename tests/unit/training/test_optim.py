@@ -87,6 +87,16 @@ def torch_lrs(**schedule):
     return lrs
 
 
+@pytest.mark.parametrize("total_steps", [2, 3, 50, 301])
+@pytest.mark.parametrize("pct_start", [0.0, 0.2, 0.999, 1.0])
+def test_the_schedule_is_stepped_after_every_batch_the_last_included(total_steps, pct_start):
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    scheduler = create_scheduler(optimizer, **{**SCHEDULE, "total_steps": total_steps, "pct_start": pct_start})
+    for _ in range(total_steps):
+        optimizer.step()
+        scheduler.step()
+
+
 @pytest.mark.parametrize("strategy", ["linear", "cos"])
 @pytest.mark.parametrize(("total_steps", "pct_start"), [(10, 0.2), (50, 0.1), (50, 1.0), (301, 0.2), (400, 1 / 3)])
 def test_the_schedule_is_pytorchs(strategy, total_steps, pct_start):
