@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +88,7 @@ def range_test(
     start_lr: float,
     end_lr: float,
     steps: int,
-    progress: Callable[[Iterable], Iterable] = iter,
+    on_step: Callable[[int, float, float], None] = lambda step, lr, loss: None,
 ) -> LRCurve:
     """Increases the learning rate geometrically with `torch_lr_finder`, and restores model and optimizer.
 
@@ -100,7 +101,7 @@ def range_test(
         start_lr: Learning rate of the first step.
         end_lr: Learning rate of the last step.
         steps: Number of steps.
-        progress: Wraps the batches, as ``tqdm`` wraps an iterable.
+        on_step: Called after each step but the last with its number, from 1, its learning rate and its loss.
 
     Returns:
         The curve up to the last step, or to the one before the loss stopped being finite, or to the one whose loss was
@@ -125,7 +126,16 @@ def range_test(
         amp_config=runtime.autocast_options,
         grad_scaler=runtime.scaler,
     )
-    loader = TrainDataLoaderIter(progress(batches), auto_reset=False)
+    stdout = sys.stdout
+
+    def observed() -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(batches):
+            if step:
+                with contextlib.redirect_stdout(stdout):
+                    on_step(step, finder.history["lr"][-1], finder.history["loss"][-1])
+            yield batch
+
+    loader = TrainDataLoaderIter(observed(), auto_reset=False)
     try:
         with (
             open(os.devnull, "w") as devnull,  # noqa: PTH123 - the library prints, and draws a bar of its own

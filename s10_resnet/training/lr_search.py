@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import math
 import textwrap
-from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from s10_resnet.data.loader import iterate_batches
 from s10_resnet.training.lr_finder import LRCurve, Suggestion, range_test, smooth, suggest
 from s10_resnet.training.setup import Setup
-from s10_resnet.utils.console import format_table, logger, progress_bar
+from s10_resnet.utils.console import format_table, logger, shows_bars
 from s10_resnet.utils.io import write_csv, write_json
+
+LINE_STEPS = 20  # between lines where there is no terminal
 
 
 def run_range_test(setup: Setup) -> LRCurve:
     """Runs the range test with the weights, order and augmentation of the settings' seed."""
     config, model = setup.config, setup.build_model()
     epochs = math.ceil(config.lr_finder_steps / setup.steps_per_epoch)
-    with iterate_batches(setup.build_loader(epochs)) as batches:
+    bar = tqdm(
+        total=config.lr_finder_steps,
+        desc="range test",
+        unit="step",
+        disable=not shows_bars(),
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+    def on_step(step: int, lr: float, loss: float) -> None:
+        bar.update()
+        if bar.disable and step % LINE_STEPS == 0:
+            logger.info(f"  step {step}: learning rate {lr:.2e}, loss {loss:.4f}")
+
+    with iterate_batches(setup.build_loader(epochs)) as batches, bar:
         return range_test(
             model,
             batches,
@@ -28,7 +45,7 @@ def run_range_test(setup: Setup) -> LRCurve:
             start_lr=config.lr_finder_start_lr,
             end_lr=config.lr_finder_end_lr,
             steps=config.lr_finder_steps,
-            progress=partial(progress_bar, total=config.lr_finder_steps, desc="range test", unit="step"),
+            on_step=on_step,
         )
 
 

@@ -214,7 +214,7 @@ class Pixels(nn.Module):
         return self.linear(self.norm(images.float()[:, ::8, ::8].flatten(1) / 255))
 
 
-def run_range_test(split, cpu, model, steps=30, end_lr=1.0, criterion=None, optimizer=None):
+def run_range_test(split, cpu, model, steps=30, end_lr=1.0, criterion=None, optimizer=None, **options):
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     return lr_finder.range_test(
         model,
@@ -225,6 +225,7 @@ def run_range_test(split, cpu, model, steps=30, end_lr=1.0, criterion=None, opti
         start_lr=1e-5,
         end_lr=end_lr,
         steps=steps,
+        **options,
     )
 
 
@@ -290,6 +291,13 @@ def test_a_diverging_loss_ends_the_test(split, cpu):
     assert (len(curve.lrs), curve.non_finite) == (8, False)
 
 
-def test_the_library_is_kept_quiet(split, cpu, capfd):
-    run_range_test(split, cpu, Pixels())
-    assert capfd.readouterr() == ("", "")
+def test_the_library_is_kept_quiet_and_the_caller_is_heard(split, cpu, capfd):
+    told = []
+
+    def on_step(*step):
+        told.append(step)
+        print("a step")
+
+    curve = run_range_test(split, cpu, Pixels(), on_step=on_step)
+    assert capfd.readouterr() == ("a step\n" * 29, "")
+    assert told == list(zip(range(1, 30), curve.lrs, curve.losses, strict=False))

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_the_range_test_is_that_of_the_training_that_follows(tmp_path):
         losses.append(loss.item())
     np.testing.assert_allclose(curve.lrs, lrs, rtol=1e-6)
     np.testing.assert_allclose(curve.losses, losses, rtol=1e-4)
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, capsys):
+    curve = run_range_test(create_setup(small(tmp_path, lr_finder_steps=41, lr_finder_end_lr=0.01)))
+    assert capsys.readouterr() == (
+        "".join(
+            f"  step {step}: learning rate {curve.lrs[step - 1]:.2e}, loss {curve.losses[step - 1]:.4f}\n"
+            for step in (20, 40)
+        ),
+        "",
+    )
+
+
+def test_a_terminal_gets_a_bar(tmp_path, capsys, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    run_range_test(create_setup(small(tmp_path, lr_finder_steps=41, lr_finder_end_lr=0.01)))
+    assert "range test:" in screen.getvalue()
+    assert capsys.readouterr().out == ""
 
 
 def search(folder, monkeypatch, curve, **changes):
