@@ -163,12 +163,14 @@ def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         available = torch.accelerator.current_accelerator(check_available=True)
         return available if available is not None and available.type in ("cuda", "mps") else torch.device("cpu")
-    kind, _, index = name.partition(":")
+    kind, _, index = str(name).partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 0)
     if not (index or "0").isdecimal() or int(index or 0) >= count:
         present = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         present += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"--device {name}: must be one of {', '.join(['auto', 'cpu', *present])} on this machine")
+        gpu = {"cuda": "CUDA", "mps": "Apple"}.get(kind)
+        why = f"no {gpu} GPU was found; " if gpu and not count else ""
+        raise InputError(f"--device {name}: {why}must be one of {', '.join(['auto', 'cpu', *present])} here")
     return torch.device(name)
 
 

@@ -112,8 +112,23 @@ def test_a_launcher_without_an_address_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda:x", "cuda:-1", "cpu:1", ""])
 def test_a_device_of_an_unknown_name(name):
-    with pytest.raises(InputError, match=rf"^--device {name}: must be one of auto, cpu"):
+    with pytest.raises(InputError, match=rf"^--device {name}: .*must be one of auto, cpu"):
         runtime.init_runtime(name, "fp32")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_missing_gpu_is_named(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=rf"^--device {name}: no CUDA GPU was found; must be one of auto, cpu here$"):
+        runtime.resolve_runtime(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"^--device cuda:1: must be one of auto, cpu, cuda:0 here$"):
+        runtime.resolve_runtime("cuda:1")
+
+
+def test_a_device_may_be_torchs():
+    assert runtime.resolve_runtime(torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_a_resolved_runtime_changes_nothing_of_the_process(monkeypatch):
