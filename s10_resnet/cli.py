@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for shown, name in names.items():
             print(f"  {shown:<10} {COMMANDS[name].description}")
         return 0
+    if argv[0] == "--version":
+        argv = ["train", "--version"]
     name = argv[0].replace("-", "_")
     if name in COMMANDS:
         return run(name, argv[1:], prog=f"python -m s10_resnet {argv[0]}")

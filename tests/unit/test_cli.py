@@ -246,6 +246,13 @@ def test_both_spellings_of_a_command_work(calls):
     assert calls == [("find_lr", FindLRConfig(seed=1))] * 2
 
 
+def test_the_version_needs_no_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("s10-resnet ")
+
+
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
 def test_without_a_command_all_are_listed(capsys, argv):
     assert cli.main(argv) == 0
