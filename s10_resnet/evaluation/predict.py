@@ -50,10 +50,12 @@ def predict(model: LoadedModel, images: ImageLike | Sequence[ImageLike], tta: st
         float32 ``[N, C]`` in the order of ``model.classes``.
 
     Raises:
-        InputError: For an image file that cannot be read, an array of another shape or type, no images at all, or an
-            unknown ``tta``.
+        InputError: For an image file that cannot be read, an array of another shape or type, no images at all, an
+            unknown ``tta``, or a model that `load_model` has not returned.
     """
-    if tta not in TTA_VIEWS:
+    if not isinstance(model, LoadedModel):
+        raise InputError(f"model: must be a model of load_model, not {type(model).__name__}")
+    if not isinstance(tta, str) or tta not in TTA_VIEWS:
         raise InputError(f"tta {printable(repr(tta))}: must be one of {', '.join(TTA_VIEWS)}")
     batches = [_to_batch(image) for image in (images if isinstance(images, list | tuple) else [images])]
     if not sum(map(len, batches)):

@@ -93,10 +93,15 @@ def test_what_is_no_image(model, wrong, message):
         predict(model, wrong)
 
 
-@pytest.mark.parametrize("tta", ["ten", "six", None])
+@pytest.mark.parametrize("tta", ["ten", "six", None, []])
 def test_an_unknown_kind_of_augmentation(model, images, tta):
     with pytest.raises(InputError, match=r"^tta .*: must be one of none, flip, flip_shift$"):
         predict(model, images, tta)
+
+
+def test_a_model_is_one_of_load_model(images):
+    with pytest.raises(InputError, match=r"^model: must be a model of load_model, not str$"):
+        predict("outputs/run", images)
 
 
 def test_a_table(weights, model, images, folder, capsys):
