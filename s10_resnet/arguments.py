@@ -24,6 +24,7 @@ from s10_resnet.config import (
     Settings,
     TrainConfig,
     bad_value,
+    describe,
     flag,
     is_positional,
     label,
@@ -40,6 +41,7 @@ OTHER_TOOLS = {  # what some settings are called elsewhere
     "num_workers": "workers",
     "amp": "precision",
 }
+DEVICES = "{auto,cpu,cuda,cuda:N,mps}"  # these choices are no Literal, because of the N
 HINT = "--help lists what there is"
 CONFIG_HELP = "start from the settings in the config.json of an earlier run; flags override them"
 
@@ -72,13 +74,14 @@ def make_parser(
         parser.add_argument("--resume", metavar="RUN", help=resume_help)
     groups: dict[str, Any] = {}
     for name, field in settings_class.model_fields.items():
+        text = describe(field).replace("%", "%%")
         if is_positional(field):
-            parser.add_argument(name, nargs="*", metavar=label(settings_class, name), help=_help(field))
+            parser.add_argument(name, nargs="*", metavar=label(settings_class, name), help=text)
         elif name not in settings_class.HIDDEN:
             title = _group(field)
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
-            groups[title].add_argument(flag(name), dest=name, help=_help(field), **_action(name, field.annotation))
+            groups[title].add_argument(flag(name), dest=name, help=text, **_action(name, field.annotation))
     return parser
 
 
@@ -176,6 +179,8 @@ def _action(name: str, annotation: Any) -> dict[str, Any]:
 def _placeholder(name: str, annotation: Any) -> str:
     """Returns what stands for a value in --help: {linear,cos}, N for an integer, X for a number."""
     args = get_args(annotation)
+    if name == "device":
+        return DEVICES
     if get_origin(annotation) is Literal:
         return "{" + ",".join(args) + "}" if len(args) > 1 else args[0]
     if get_origin(annotation) is Annotated:
@@ -188,12 +193,6 @@ def _placeholder(name: str, annotation: Any) -> str:
 
 def _group(field: FieldInfo) -> str:
     return field.json_schema_extra["group"]  # type: ignore[index, return-value]
-
-
-def _help(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
-    shown = "" if default in ("", None, ()) else f" (default: {_join(default)})"
-    return f"{field.description}{' (required)' if field.is_required() else shown}".replace("%", "%%")
 
 
 def _join(value: Any) -> str:

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -100,12 +101,47 @@ _DATA_DIR = _data(
     lambda: Path(os.environ.get("S10_DATA_DIR") or "data"),
     "folder of cifar-10-batches-py, or to download it to; the environment variable S10_DATA_DIR sets the default",
 )
-_DEVICE = _hardware("auto", "auto, cpu, cuda, cuda:N or mps")
+_DEVICE = _hardware("auto", "device; auto is CUDA if there is a GPU, else Apple's MPS, else the CPU")
 _PRECISION = _hardware("auto", "precision of the forward pass")
 _AUGMENT_ON = _hardware("auto", "augment on the CPU with Albumentations, or whole batches on the device")
 _WORKERS = _hardware("auto", "data loading processes; 0 loads in the main process")
 _OUTPUT_DIR = _output(Path("outputs"), "folder that run folders are created in")
 _NAME = _output("", "name of the run folder; by default the command, date and time")
+
+
+def describe(field: FieldInfo) -> str:
+    """Returns what a field is, with its default if it has one, in a sentence without a full stop."""
+    default = field.get_default(call_default_factory=True)
+    if field.is_required():
+        return f"{field.description} (required)"
+    if default in ("", None, ()):
+        return str(field.description)
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{field.description} (default: {shown})"
+
+
+def describe_allowed(annotation: Any) -> str:
+    """Returns what values an annotation allows, in words, such as "an integer of at least 1"."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        texts = [item for item in args[1:] if isinstance(item, str)]
+        return texts[0] if texts else f"{describe_allowed(args[0])} {_describe_bounds(args[1:])}".strip()
+    if origin is Literal:
+        return args[0] if len(args) == 1 else "one of " + ", ".join(args)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(describe_allowed(member) for member in args if member is not type(None))
+    if origin is tuple:
+        member = describe_allowed(args[0])
+        return member if args[-1] is Ellipsis else "two numbers" + member.removeprefix("a number")
+    return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(annotation, "a text")
+
+
+def _describe_bounds(constraints: Iterable[Any]) -> str:
+    names = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
+    bounds = {kind: getattr(item, kind) for kind in names for item in constraints if hasattr(item, kind)}
+    if bounds.keys() == {"ge", "le"}:
+        return f"from {bounds['ge']} to {bounds['le']}"
+    return " and ".join(f"{names[kind]} {bound}" for kind, bound in bounds.items())
 
 
 class Settings(BaseModel):
@@ -118,6 +154,16 @@ class Settings(BaseModel):
     # Deferred: a command validates its own settings only, and --help none.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # names of fields that have no flag
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Adds to the docstring what `help` would not show otherwise: the descriptions of the fields."""
+        super().__pydantic_init_subclass__(**options)
+        lines = [cls.__doc__ or "", "", "Attributes:"]
+        for name, field in cls.model_fields.items():
+            text = f"{name} ({describe_allowed(field.rebuild_annotation())}): {describe(field)}"
+            lines.append(fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8))
+        cls.__doc__ = "\n".join(lines)
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -320,30 +366,6 @@ def is_positional(field: FieldInfo) -> bool:
 def label(settings_class: type[Settings], name: str) -> str:
     """Returns what a field is called on a command line: its flag, or RUN for the positional ``runs``."""
     return name.removesuffix("s").upper() if is_positional(settings_class.model_fields[name]) else flag(name)
-
-
-def describe_allowed(annotation: Any) -> str:
-    """Returns what values an annotation allows, in words, such as "an integer of at least 1"."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        texts = [item for item in args[1:] if isinstance(item, str)]
-        return texts[0] if texts else f"{describe_allowed(args[0])} {_describe_bounds(args[1:])}".strip()
-    if origin is Literal:
-        return args[0] if len(args) == 1 else "one of " + ", ".join(args)
-    if origin in (Union, types.UnionType):
-        return ", or ".join(describe_allowed(member) for member in args if member is not type(None))
-    if origin is tuple:
-        member = describe_allowed(args[0])
-        return member if args[-1] is Ellipsis else "two numbers" + member.removeprefix("a number")
-    return {int: "an integer", float: "a number", bool: "true or false", Path: "a path"}.get(annotation, "a text")
-
-
-def _describe_bounds(constraints: Iterable[Any]) -> str:
-    names = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
-    bounds = {kind: getattr(item, kind) for kind in names for item in constraints if hasattr(item, kind)}
-    if bounds.keys() == {"ge", "le"}:
-        return f"from {bounds['ge']} to {bounds['le']}"
-    return " and ".join(f"{names[kind]} {bound}" for kind, bound in bounds.items())
 
 
 def printable(text: str, limit: int = 80) -> str:

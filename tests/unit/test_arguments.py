@@ -268,7 +268,7 @@ def test_help_reads_like_argparse(capsys, monkeypatch):
         "(default: False)",
         "--data-dir PATH",
         "--max-train-samples N use",
-        "--device DEVICE auto",
+        "--device {auto,cpu,cuda,cuda:N,mps} device",
         "--workers N|auto data",
     ):
         assert part in words

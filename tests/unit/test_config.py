@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -142,6 +143,16 @@ def test_every_field_is_described_and_has_a_group(settings_class):
         assert isinstance(field.json_schema_extra["group"], str)
         assert describe_allowed(field.rebuild_annotation())
     assert settings_class.HIDDEN.issubset(settings_class.model_fields)
+
+
+@pytest.mark.parametrize("settings_class", COMMANDS)
+def test_help_of_a_class_explains_every_field(settings_class):
+    entries = re.findall(r"^    (\w+) \((.+)", settings_class.__doc__.partition("\nAttributes:\n")[2], re.MULTILINE)
+    assert [name for name, _ in entries] == list(settings_class.model_fields)
+    assert max(map(len, settings_class.__doc__.splitlines())) <= 100
+    words = " ".join(TrainConfig.__doc__.split())
+    assert "epochs (an integer from 1 to 10000): number of epochs (default: 24)" in words
+    assert "flip (one of random, alternating, none): horizontal flip: " in words
 
 
 @pytest.mark.parametrize("settings_class", COMMANDS)
