@@ -28,7 +28,8 @@ def plot_sweep(content: Mapping[str, Any], *, title: str) -> Figure:
         plots.set_up_axes(axes, f"--{setting.replace('_', '-')} (n = {_count(variants)} each)", "accuracy, %")
     else:
         _plot_rows(axes, variants)
-    axes.plot([], [], color=plots.GREY, linewidth=1.2, label="95 % confidence interval of the mean")
+    if any(variant["statistics"] and variant["statistics"]["accuracy"]["interval"] for variant in variants):
+        axes.plot([], [], color=plots.GREY, linewidth=1.2, label="95 % confidence interval of the mean")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), ncols=3, **plots.LEGEND)

@@ -106,9 +106,17 @@ def test_what_a_line_shows():
     assert axes.get_xlim()[1] <= 100
 
 
+INTERVAL = "95 % confidence interval of the mean"
+
+
 @pytest.mark.parametrize(
     ("given", "tick", "more"),
-    [(LRS, "_", []), (WORDS, "|", ["mean of baseline"]), (content(("baseline", {}, [])), "|", [])],
+    [
+        (LRS, "_", [INTERVAL]),
+        (WORDS, "|", ["mean of baseline", INTERVAL]),
+        (content(("baseline", {}, [0.9])), "|", ["mean of baseline"]),
+        (content(("baseline", {}, [])), "|", []),
+    ],
 )
 def test_it_can_be_saved_and_the_legend_explains_every_mark(given, tick, more, tmp_path):
     figure = sweep_plots.plot_sweep(given, title="a title")
@@ -116,7 +124,7 @@ def test_it_can_be_saved_and_the_legend_explains_every_mark(given, tick, more, t
     assert (tmp_path / "sweep.png").stat().st_size > 8_000
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     means = ["mean, no TTA", "mean, TTA flip_shift"] if any(v["statistics"] for v in given["variants"]) else []
-    assert named == [*means, "one run", *more, "95 % confidence interval of the mean"]
+    assert named == [*means, "one run", *more]
     assert figure.legends[0].legend_handles[named.index("one run")].get_marker() == tick
 
 
