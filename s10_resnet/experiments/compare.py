@@ -47,11 +47,6 @@ class Run:
         """The settings that influence the results."""
         return {name: value for name, value in self.config.items() if name not in IGNORED}
 
-    @property
-    def epochs(self) -> int:
-        """Number of epochs that have ended."""
-        return len(self.history["epoch"])
-
     def results(self) -> dict[str, float]:
         """Returns the results, under the names that they have in ``summary.json``."""
         history = self.history
@@ -75,7 +70,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         value per group; ``warnings``. Accuracies are from 0 to 1.
 
     Raises:
-        InputError: For a folder that holds no run, for damaged files, and for fewer than two runs with an epoch.
+        InputError: For a folder that holds no run, for damaged files, and for fewer than two finished runs.
             Nothing has been written then.
     """
     by_settings: dict[str, list[Run]] = {}
@@ -100,21 +95,23 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def _read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Returns the runs in the order they were given, each once; those without an epoch are left out."""
+    """Returns the runs in the order they were given, each once; unfinished ones are left out."""
     found = {folder.resolve(): folder for path in paths for folder in _find_runs(path)}
     runs = []
     for path in found.values():
-        if (path / HISTORY).exists() and (history := read_history(path)):
-            config = read_config(path)
+        history = read_history(path) if (path / HISTORY).exists() else []
+        config = read_config(path)
+        if len(history) == config["epochs"]:
             summary = read_summary(path) if (path / SUMMARY).exists() else {}
             config["dataset"] = summary.get("dataset", config["dataset"])
             columns = {name: np.array([epoch[name] for epoch in history]) for name in history[0]}
             runs.append(Run(path, config, columns, summary))
         else:
-            logger.warning(f"{printable(str(path), 200)} has no epoch yet and is left out")
+            epochs = plural(config["epochs"], "epoch")
+            logger.warning(f"{printable(str(path), 200)}: is unfinished, with {len(history)} of {epochs}: left out")
     if len(runs) < 2:
         given = " ".join(map(str, paths))
-        raise InputError(f"RUN {given}: must be at least two runs that have an epoch; found {len(runs)}")
+        raise InputError(f"RUN {given}: must be at least two finished runs; found {len(runs)}")
     return runs
 
 
@@ -144,7 +141,7 @@ def _summarize(groups: Sequence[list[Run]]) -> dict[str, Any]:
                 "evaluated_on": f"{config['dataset']} {'val' if config['val_size'] else 'test'}",
                 "statistics": {name: summarize([values[name] for values in results]) for name in results[0]},
                 "runs": [
-                    {"path": str(run.path), "seed": run.config["seed"], "epochs": run.epochs, **values}
+                    {"path": str(run.path), "seed": run.config["seed"], "epochs": run.config["epochs"], **values}
                     for run, values in zip(runs, results, strict=True)
                 ],
                 "settings": runs[0].settings,
@@ -178,16 +175,11 @@ def _warnings(groups: Sequence[list[Run]], labels: Sequence[str], differing: Map
     for label, group in zip(labels, groups, strict=True):
         if len({run.config["seed"] for run in group}) < len(group):
             warnings.append(f"{label}: has runs with the same seed, which are not independent of each other")
-    for run in runs:
-        if run.epochs < run.config["epochs"]:
-            path = printable(str(run.path), 200)
-            warnings.append(f"{path}: is unfinished, with {run.epochs} of {plural(run.config['epochs'], 'epoch')}")
     return warnings
 
 
 def _result_cells(group: Mapping[str, Any]) -> dict[str, str]:
-    epochs = dict.fromkeys(str(run["epochs"]) for run in group["runs"])
-    cells = {"run": group["label"], "n": str(group["n"]), "epochs": ", ".join(epochs)}
+    cells = {"run": group["label"], "n": str(group["n"]), "epochs": str(group["settings"]["epochs"])}
     for name, (heading, factor, digits) in COLUMNS.items():
         statistics = [group["statistics"][name][key] for key in ("mean", "std")]
         cells[heading] = " ± ".join(f"{factor * value:,.{digits}f}" for value in statistics if value is not None)
@@ -209,11 +201,9 @@ def _print_table(groups: Sequence[Mapping[str, str]]) -> None:
 
 
 def _plot_curves(path: Path, groups: Sequence[list[Run]], summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Plots the curves of all groups, each up to the last epoch that all its runs have."""
     curves = []
     for runs, summary in zip(groups, summaries, strict=True):
-        epochs = min(run.epochs for run in runs)
-        values = {name: np.stack([run.history[name][:epochs] for run in runs]) for name in CURVES}
+        values = {name: np.stack([run.history[name] for run in runs]) for name in CURVES}
         curves.append((summary["label"], values))
     evaluated_on = sorted({summary["evaluated_on"] for summary in summaries})
     split = " or ".join(sorted({text.split()[1] for text in evaluated_on}))

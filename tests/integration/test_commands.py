@@ -157,7 +157,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, name, flags):
         ("predict --checkpoint {runs}/run-0 {empty}", "IMAGE {empty}: must be"),
         ("predict --checkpoint {runs}/run-0 {text}", "{text}: cannot be read as an image"),
         ("predict --checkpoint {runs}/run-0 --plot a.gif {text}", "--plot a.gif: must be a name ending in .png"),
-        ("compare {runs}/run-0", "must be at least two runs"),
+        ("compare {runs}/run-0", "must be at least two finished runs"),
         ("compare {runs}/run-0 {empty}", "RUN {empty}: must be"),
         ("export --checkpoint {runs}/run-0 --format zip", "--format zip: must be one of onnx, safetensors"),
         ("export --checkpoint {runs}/run-0 --output {empty}", "--output {empty}: must be a name that ends in"),
