@@ -22,7 +22,7 @@ class Progress:
         images: Number of training images.
         steps_per_epoch: Number of batches in an epoch.
         eval_split: ``test`` or ``val``.
-        lines: Whether to log a line per epoch.
+        lines: Whether to log an estimate of the time and a line per epoch; a line a minute comes in any case.
     """
 
     def __init__(self, epochs: int, images: int, steps_per_epoch: int, eval_split: str, *, lines: bool = True) -> None:
@@ -57,7 +57,7 @@ class Progress:
         metrics = state.metrics
         if self.run_bar.disable:
             now = time.perf_counter()
-            if not self.estimated and now - self.started >= ESTIMATE_SECONDS:
+            if self.lines and not self.estimated and now - self.started >= ESTIMATE_SECONDS:
                 self.estimated = True
                 logger.info(f"estimated time for the remaining epochs: {self._remaining(state)}")
             if now - self.last_line >= LINE_SECONDS:

@@ -80,7 +80,8 @@ def test_lines_fit_into_80_columns(capsys):
         assert len(line) <= 80
 
 
-def test_one_of_many_trainings_prints_nothing(capsys):
+def test_one_of_many_trainings_prints_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "ESTIMATE_SECONDS", 0.0)
     train(make(lines=False), make_state(), epochs=2)
     assert capsys.readouterr() == ("", "")
 
