@@ -24,13 +24,13 @@ from s10_resnet.config import (
     Settings,
     TrainConfig,
     bad_value,
-    describe,
     flag,
     is_positional,
     label,
     printable,
 )
 from s10_resnet.errors import InputError
+from s10_resnet.utils.launch import command
 
 RECIPE_GROUPS = ("training", "augmentation", "learning rate range test")  # what the variants of a sweep can change
 OTHER_TOOLS = {  # what some settings are called elsewhere
@@ -74,7 +74,7 @@ def make_parser(
         parser.add_argument("--resume", metavar="RUN", help=resume_help)
     groups: dict[str, Any] = {}
     for name, field in settings_class.model_fields.items():
-        text = describe(field).replace("%", "%%")
+        text = _help(field)
         if is_positional(field):
             parser.add_argument(name, nargs="*", metavar=label(settings_class, name), help=text)
         elif name not in settings_class.HIDDEN:
@@ -195,6 +195,12 @@ def _group(field: FieldInfo) -> str:
     return field.json_schema_extra["group"]  # type: ignore[index, return-value]
 
 
+def _help(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in ("", None, ()) else f" (default: {_join(default)})"
+    return f"{field.description}{' (required)' if field.is_required() else shown}".replace("%", "%%")
+
+
 def _join(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -212,7 +218,7 @@ def _explain_unknown(name: str, known: Iterable[str], prefix: str) -> str:
     if RENAMED.get(name) in known:
         return f"is now called {prefix}{RENAMED[name].replace('_', '-')}"
     if name in REMOVED:
-        return "was removed; sweep.py trains several seeds" if name == "runs" else "was removed"
+        return f"was removed; {command('sweep')} trains several seeds" if name == "runs" else "was removed"
     close = [OTHER_TOOLS[name]] if OTHER_TOOLS.get(name) in known else get_close_matches(name, known, 1)
     return f"is unknown; did you mean {prefix}{close[0].replace('_', '-')}?" if close else f"is unknown; {HINT}"
 

@@ -109,17 +109,6 @@ _OUTPUT_DIR = _output(Path("outputs"), "folder that run folders are created in")
 _NAME = _output("", "name of the run folder; by default the command, date and time")
 
 
-def describe(field: FieldInfo) -> str:
-    """Returns what a field is, with its default if it has one, in a sentence without a full stop."""
-    default = field.get_default(call_default_factory=True)
-    if field.is_required():
-        return f"{field.description} (required)"
-    if default in ("", None, ()):
-        return str(field.description)
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{field.description} (default: {shown})"
-
-
 def describe_allowed(annotation: Any) -> str:
     """Returns what values an annotation allows, in words, such as "an integer of at least 1"."""
     origin, args = get_origin(annotation), get_args(annotation)
@@ -139,17 +128,12 @@ def describe_allowed(annotation: Any) -> str:
 def _describe_bounds(constraints: Iterable[Any]) -> str:
     names = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
     bounds = {kind: getattr(item, kind) for kind in names for item in constraints if hasattr(item, kind)}
-    if bounds.keys() == {"ge", "le"}:
-        return f"from {bounds['ge']} to {bounds['le']}"
-    return " and ".join(f"{names[kind]} {bound}" for kind, bound in bounds.items())
+    words = " and ".join(f"{names[kind]} {bound}" for kind, bound in bounds.items())
+    return f"from {bounds['ge']} to {bounds['le']}" if bounds.keys() == {"ge", "le"} else words
 
 
 class Settings(BaseModel):
-    """Base of the settings of all commands.
-
-    Raises:
-        InputError: For a value that is not allowed; the message names flag, value and what is allowed.
-    """
+    """Base of the settings of all commands. A value that is not allowed raises an `InputError`."""
 
     # Deferred: a command validates its own settings only, and --help none.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, defer_build=True)
@@ -157,13 +141,12 @@ class Settings(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Adds to the docstring what `help` would not show otherwise: the descriptions of the fields."""
-        super().__pydantic_init_subclass__(**options)
-        lines = [cls.__doc__ or "", "", "Attributes:"]
+        """Adds the fields to the docstring: `help` would show neither their meaning nor their defaults."""
+        cls.__doc__ = f"{cls.__doc__}\n\nAttributes:"
         for name, field in cls.model_fields.items():
-            text = f"{name} ({describe_allowed(field.rebuild_annotation())}): {describe(field)}"
-            lines.append(fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8))
-        cls.__doc__ = "\n".join(lines)
+            default = "" if field.is_required() else f" = {field.get_default(call_default_factory=True)!r}"
+            text = f"{name}{default} ({describe_allowed(field.rebuild_annotation())}): {field.description}"
+            cls.__doc__ += "\n" + fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
     def __init__(self, /, **values: Any) -> None:
         try:

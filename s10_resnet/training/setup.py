@@ -77,9 +77,10 @@ class Setup(Generic[C]):
     @property
     def description(self) -> str:
         """Data, device, precision and workers in one line."""
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
             f"{self.dataset}: {len(self.train.labels):,} training and {len(self.eval.labels):,} {self.eval_split} "
-            f"images; {self.runtime.device}, {self.runtime.precision}, {self.workers} workers"
+            f"images; {self.runtime.device}, {self.runtime.precision}, {workers}"
         )
 
     def single_process(self) -> Setup[C]:

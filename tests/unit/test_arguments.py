@@ -126,13 +126,14 @@ def test_a_bad_command_line_is_one_line(line, told):
         ("--epoch 3", "--epoch: is unknown; did you mean --epochs?"),
         ("--limit 3", "--limit: is now called --max-train-samples"),
         ("--mix mixup", "--mix: was removed"),
-        ("--runs 3", "--runs: was removed; sweep.py trains several seeds"),
+        ("--runs 3", "--runs: was removed; s10-sweep trains several seeds"),
         ("--xyzzy", "--xyzzy: is unknown; --help lists what there is"),
         ("--two\nlines", "--two\\nlines: is unknown"),
         ("--resume x", "--resume: is unknown"),
     ],
 )
-def test_an_unknown_flag_is_answered_with_the_one_that_may_be_meant(line, told):
+def test_an_unknown_flag_is_answered_with_the_one_that_may_be_meant(line, told, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["s10-train"])
     assert refused(line.replace("\n", "'\n'")).startswith(told)
 
 

@@ -147,12 +147,14 @@ def test_every_field_is_described_and_has_a_group(settings_class):
 
 @pytest.mark.parametrize("settings_class", COMMANDS)
 def test_help_of_a_class_explains_every_field(settings_class):
-    entries = re.findall(r"^    (\w+) \((.+)", settings_class.__doc__.partition("\nAttributes:\n")[2], re.MULTILINE)
+    entries = re.findall(
+        r"^    (\w+)( =.*)? \(.+", settings_class.__doc__.partition("\nAttributes:\n")[2], re.MULTILINE
+    )
     assert [name for name, _ in entries] == list(settings_class.model_fields)
     assert max(map(len, settings_class.__doc__.splitlines())) <= 100
     words = " ".join(TrainConfig.__doc__.split())
-    assert "epochs (an integer from 1 to 10000): number of epochs (default: 24)" in words
-    assert "flip (one of random, alternating, none): horizontal flip: " in words
+    assert "epochs = 24 (an integer from 1 to 10000): number of epochs" in words
+    assert "flip = 'alternating' (one of random, alternating, none): horizontal flip: " in words
 
 
 @pytest.mark.parametrize("settings_class", COMMANDS)

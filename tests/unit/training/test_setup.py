@@ -69,7 +69,7 @@ def test_the_first_images_are_used_whatever_the_seed():
         ({"augment_on": "device", "workers": 3}, "--workers 3: must be auto or 0 with --augment-on device"),
         ({"augment_on": "device", "color_jitter": 0.5}, r"--color-jitter 0\.5: must be 0 with --augment-on device$"),
         ({"precision": "fp16"}, "--precision fp16: must be "),
-        ({"device": "cuda:99"}, "--device cuda:99: must be one of "),
+        ({"device": "cuda:99"}, "--device cuda:99: "),
     ],
 )
 def test_settings_that_do_not_fit(changes, message):
