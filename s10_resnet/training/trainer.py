@@ -253,7 +253,8 @@ def find_lr(config: FindLRConfig) -> Suggestion:
     found = search_lr(setup, _start_run(setup, "find_lr"))
     if found.max_lr is None:
         raise TrainingError(found.reason)
-    next_run = TrainConfig(**dict(config) | {"max_lr": found.max_lr, "name": ""})
+    same = {name: value for name, value in dict(config).items() if name != "name" and not name.startswith("lr_finder_")}
+    next_run = TrainConfig(**same, max_lr=found.max_lr)
     logger.info(f"next: {command('train')} {format_args(next_run)}")
     return found
 
