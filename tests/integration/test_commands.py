@@ -185,13 +185,13 @@ COMMAND = r"(?:python scripts/(\w+)\.py|s10-([\w-]+)|python -m s10_resnet ([\w-]
 
 
 def documented_commands():
-    """Returns the command lines of the documentation's console blocks, with their file; not those shown to be wrong."""
+    """Returns the command lines of the documentation's shell blocks, with their file; not those shown to be wrong."""
     files = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
     return [
         (file.name, line)
         for file in files
-        for block in re.findall(r"```console\n(.*?)```", file.read_text(), flags=re.DOTALL)
-        for line, following in re.findall(r"^\$ (.*)\n(.*)", block, flags=re.MULTILINE)
+        for block in re.findall(r"```(?:bash|console)\n(.*?)```", file.read_text(), flags=re.DOTALL)
+        for line, following in re.findall(r"^(?:\$ )?(.*)\n(?=(.*))", block, flags=re.MULTILINE)
         if ": error: " not in following and re.match(COMMAND, line)
     ]
 

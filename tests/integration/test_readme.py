@@ -37,12 +37,13 @@ if "--lr" not in sys.orig_argv:  # which is answered before torch is imported
 
 
 def readme_commands():
-    """Returns the command lines of the console blocks, and the one Python block as such a line."""
+    """Returns the command lines of the shell blocks, and the one Python block as such a line."""
     commands = []
-    for kind, block in re.findall(r"```(console|python)\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL):
+    text = (REPOSITORY / "README.md").read_text()
+    for kind, block in re.findall(r"```(bash|console|python)\n(.*?)```", text, re.DOTALL):
         if kind == "python":
             commands.append(f"python - <<'END'\n{block}print(probabilities.shape)\nEND")
-        commands += re.findall(r"^\$ (.*)$", block, re.MULTILINE)
+        commands += block.splitlines() if kind == "bash" else re.findall(r"^\$ (.*)$", block, re.MULTILINE)
     return commands
 
 
