@@ -30,6 +30,7 @@ from s10_resnet.config import (
     printable,
 )
 from s10_resnet.errors import InputError
+from s10_resnet.utils.console import write_text
 from s10_resnet.utils.launch import command
 
 RECIPE_GROUPS = ("training", "augmentation", "learning rate range test")  # what the variants of a sweep can change
@@ -164,6 +165,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{printable(message.removeprefix('argument '), 200)}; --help lists the flags")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        write_text(file, message)  # of --help, which shows what S10_DATA_DIR is set to
 
 
 def _action(name: str, annotation: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from s10_resnet import arguments, config
 from s10_resnet.errors import EnvironmentFailure, InputError, TrainingError, explain_system_error
-from s10_resnet.utils.console import write_text
+from s10_resnet.utils.console import open_closed_streams, write_text
 from s10_resnet.utils.launch import launch_env
 from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown, ignore_signals
 
@@ -97,6 +97,7 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
     command = COMMANDS[name]
     prog = prog or Path(sys.argv[0]).name
     rank, started = 0, False
+    open_closed_streams()
     texts = {"prog": prog, "description": command.description, "epilog": f"example: {prog} {command.example}"}
     with graceful_shutdown():
         try:

@@ -33,7 +33,8 @@ PLOTS = {"samples.png", "lr_schedule.png", "curves.png", "confusion.png", "miscl
 WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}
 RECORDS = {"config.json", "history.csv", "summary.json"}
 FILES = PLOTS | WEIGHTS | RECORDS | {"MODEL_CARD.md", "report.html"}
-DRAW = RunLogger._draw  # which `use_small_parts` replaces
+
+DRAW = {name: getattr(RunLogger, name) for name in ("_draw_plan", "_draw_results")}  # `use_small_parts` replaces them
 STEPS = 3  # per epoch of `small`: batches of 25, 25 and 10 images
 # A range test whose minimum is at 10**-2.5.
 PARABOLA = LRCurve(np.logspace(-6, 0, 50), 1 + (np.linspace(-6, 0, 50) + 2.5) ** 2)
@@ -77,7 +78,8 @@ def use_small_parts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dataset, "load_synthetic", small_splits)
     for module in (setup, resnet):  # `resnet` is where `load_model` looks
         patch.setattr(module, "build_model", small_network)
-    patch.setattr(RunLogger, "_draw", lambda self, draw: None)
+    for name in DRAW:
+        patch.setattr(RunLogger, name, lambda *arguments: None)
     patch.setattr(run_logger, "EPOCH_END_SECONDS", 0.0)  # a checkpoint at the end of every epoch
 
 

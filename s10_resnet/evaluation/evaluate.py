@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s10_resnet.config import EvaluateConfig, printable
+from s10_resnet.config import EvaluateConfig
 from s10_resnet.data import dataset
 from s10_resnet.errors import InputError
 from s10_resnet.evaluation.images import find_labeled_images, read_images
@@ -23,7 +23,7 @@ from s10_resnet.models.pretrained import LoadedModel, load_model, weights_file
 from s10_resnet.reporting import plots
 from s10_resnet.reporting.formatting import title_suffix
 from s10_resnet.utils import signals
-from s10_resnet.utils.console import logger
+from s10_resnet.utils.console import logger, warn_on_error
 from s10_resnet.utils.environment import collect_environment
 from s10_resnet.utils.io import write_json
 from s10_resnet.utils.runtime import init_runtime
@@ -63,9 +63,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     path = _result_path(config)
     write_json(path, content)
     title = f"Predictions on {described}{title_suffix(model.dataset)}"
-    figure = plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title)
-    plots.save(figure, path.with_suffix(".png"))
-    logger.info(f"results: {printable(str(path), 1000)} and {path.with_suffix('.png').name}")
+    with warn_on_error("a plot could not be drawn"):
+        figure = plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title)
+        plots.save(figure, path.with_suffix(".png"))
+    logger.info(f"results: {path} and {path.with_suffix('.png').name}")
     return content
 
 
@@ -73,7 +74,7 @@ def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray
     """Returns images, labels, and messages about files that could not be read."""
     if config.images:
         paths, labels = find_labeled_images(config.images, model.classes)
-        images, errors = read_images(paths, f"--images {printable(str(config.images), 1000)}")
+        images, errors = read_images(paths, f"--images {config.images}")
         labels = [label for path, label in zip(paths, labels, strict=True) if path not in errors]
         return images, torch.tensor(labels), [*errors.values()]
     val_size = model.config.get("val_size", 0)
@@ -82,14 +83,13 @@ def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray
     train, test, _ = dataset.load_dataset(model.dataset, config.data_dir)
     split = dataset.train_val_split(train, val_size)[1] if config.split == "val" else test
     if split.classes != model.classes:
-        shown = printable(str(config.checkpoint), 1000)
-        raise InputError(f"{shown}: must have the classes of {model.dataset}, and has others")
+        raise InputError(f"{config.checkpoint}: must have the classes of {model.dataset}, and has others")
     return split.images, torch.from_numpy(split.labels), []
 
 
 def _log(content: dict[str, Any], described: str) -> None:
     logger.info(
-        f"{printable(content['checkpoint'], 1000)}: epoch {content['epoch']}; {described}, "
+        f"{content['checkpoint']}: epoch {content['epoch']}; {described}, "
         f"test-time augmentation {content['tta']}; {content['device']}, {content['precision']}"
     )
     if content["errors"]:

@@ -119,10 +119,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         with suppress(OSError, ValueError):  # of names that are too long, and patterns that are not valid
             found = _expand(path, left_out)
         if not found:
-            shown = printable(str(path), 1000)
-            raise InputError(
-                f"IMAGE {shown}: must be an image file, a folder of images, or a pattern that matches some"
-            )
+            raise InputError(f"IMAGE {path}: must be an image file, a folder of images, or a pattern that matches some")
         files += found
     return _each_once(files, left_out)
 
@@ -136,21 +133,20 @@ def find_labeled_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path
     Raises:
         InputError: If there is no such folder, it holds another folder than those of classes, or no images.
     """
-    names, shown = ", ".join(classes), printable(str(folder), 1000)
+    names = ", ".join(classes)
     if not folder.is_dir():
-        raise InputError(f"--images {shown}: must be a folder that holds folders named {names}")
+        raise InputError(f"--images {folder}: must be a folder that holds folders named {names}")
     files: list[Path] = []
     left_out: list[Path] = []
     for inner in sorted(folder.iterdir()):
         if inner.name.startswith(".") or not inner.is_dir():
             left_out.append(inner)
         elif inner.name not in classes:
-            other = printable(inner.name)
-            raise InputError(f"--images {shown}: must hold folders named {names}; {other} is none of these")
+            raise InputError(f"--images {folder}: must hold folders named {names}; {inner.name} is none of these")
         else:
             files += _walk(inner, left_out)
     if not files:
-        raise InputError(f"--images {shown}: must hold images (.png, .jpg, ...) in folders named {names}")
+        raise InputError(f"--images {folder}: must hold images (.png, .jpg, ...) in folders named {names}")
     files = _each_once(files, left_out)
     return files, [classes.index(path.relative_to(folder).parts[0]) for path in files]
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s10_resnet.arguments import parse_variant
-from s10_resnet.config import SweepConfig, TrainConfig, flag
+from s10_resnet.config import SweepConfig, TrainConfig, flag, printable
 from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.evaluation.tta import tta_accuracies
 from s10_resnet.experiments.statistics import summarize, welch_interval
@@ -25,7 +25,7 @@ from s10_resnet.training import checkpoint
 from s10_resnet.training.run_files import read_summary
 from s10_resnet.training.setup import Setup, create_setup
 from s10_resnet.training.trainer import fit_run, resolve_max_lr
-from s10_resnet.utils.console import format_table, logger, progress_bar
+from s10_resnet.utils.console import format_table, logger, progress_bar, warn_on_error
 from s10_resnet.utils.io import create_run_dir, exclusive_lock, read_json, write_json
 from s10_resnet.utils.launch import command, launch_env
 from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown
@@ -99,7 +99,7 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
     if changed:
         raise InputError(f"--resume {sweep_dir}: a sweep cannot be resumed with other settings: {'; '.join(changed)}")
     variants = tuple(dict.fromkeys((*begun.variants, *given.get("variants", ()))))
-    config = begun.replace(**{**given, "variants": variants})
+    config = checkpoint.override_settings(begun, given).replace(**{**given, "variants": variants})
     setup, expanded = _prepare(config)
     checkpoint.warn_of_changed_environment({name: saved.get(name) for name in setup.environment}, setup.environment)
     return _run(config, setup, expanded, sweep_dir, trials)
@@ -158,7 +158,7 @@ def summarize_trials(
     }
 
 
-def _prepare(config: SweepConfig) -> tuple[Setup, dict[str, TrainConfig]]:
+def _prepare(config: SweepConfig) -> tuple[Setup[TrainConfig], dict[str, TrainConfig]]:
     if launch_env().world_size > 1:
         raise InputError("torchrun: a sweep runs in a single process")
     variants = expand_variants(config)
@@ -169,7 +169,11 @@ def _prepare(config: SweepConfig) -> tuple[Setup, dict[str, TrainConfig]]:
 
 
 def _run(
-    config: SweepConfig, setup: Setup, variants: Mapping[str, TrainConfig], sweep_dir: Path, trials: list[TrialResult]
+    config: SweepConfig,
+    setup: Setup[TrainConfig],
+    variants: Mapping[str, TrainConfig],
+    sweep_dir: Path,
+    trials: list[TrialResult],
 ) -> dict[str, Any]:
     done = {(trial.variant, trial.seed) for trial in trials}
     todo = [(label, seed) for seed in config.seeds for label in variants if (label, seed) not in done]
@@ -193,9 +197,8 @@ def _run(
     return content
 
 
-def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
+def _train(setup: Setup[TrainConfig], run_dir: Path, label: str) -> TrialResult:
     """Trains in a run folder, from its checkpoint if it has one. A loss that is not finite is a result, too."""
-    assert isinstance(setup.config, TrainConfig)
     named: dict[str, Any] = {"variant": label, "seed": setup.config.seed, "run": run_dir.name}
     run_dir.mkdir(exist_ok=True)
     write_json(run_dir / "config.json", setup.config.to_json())
@@ -207,7 +210,7 @@ def _train(setup: Setup, run_dir: Path, label: str) -> TrialResult:
             max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
             summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
     except TrainingError as error:
-        return TrialResult(**named, failed=str(error))
+        return TrialResult(**named, failed=printable(str(error), 1000))
     model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)
     return TrialResult(
         **named | tta_accuracies(model, *setup.eval_tensors(), setup.runtime),
@@ -231,7 +234,8 @@ def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
     logger.info(f"\naccuracy in % on the {data} of {content['dataset']} after the last epoch")
     logger.info("\n".join(format_table(_table(content))))
     title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
-    plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
+    with warn_on_error("a plot could not be drawn"):
+        plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
     logger.info(f"see {sweep_dir / FILE} and sweep.png; {command('compare')} {sweep_dir} compares the curves")
 
 

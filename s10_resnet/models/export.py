@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s10_resnet.config import ExportConfig, printable
+from s10_resnet.config import ExportConfig
 from s10_resnet.data import dataset, synthetic
 from s10_resnet.errors import InputError, TrainingError
 from s10_resnet.models.pretrained import LoadedModel, load_model, weights_file
@@ -58,7 +58,7 @@ def export(config: ExportConfig) -> Path:
     with warnings.catch_warnings(action="ignore"):  # of the exporter
         atomic_write(output, file_format.encode(model))
         difference = _compare(output, model, file_format.open(output), images)
-    logger.info(f"{printable(str(output), 1000)}: {output.stat().st_size / 1e6:.1f} MB, {config.format}")
+    logger.info(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {config.format}")
     logger.info("input: images, uint8 [B, 32, 32, 3], RGB pixels from 0 to 255; normalization is part of the network")
     logger.info(f"output: logits, float32 [B, {len(model.classes)}]; apply softmax for probabilities")
     logger.info(f"largest logit difference {difference:.7f} over {len(images)} {description}")
@@ -68,12 +68,11 @@ def export(config: ExportConfig) -> Path:
 def _output_path(config: ExportConfig) -> Path:
     checkpoint, suffix = weights_file(config.checkpoint), f".{config.format}"
     output = config.output or checkpoint.with_suffix(suffix)
-    shown = printable(str(output), 1000)
     # Other programs, and `load_model`, tell the format by the suffix.
     if output.suffix != suffix or output.is_dir() or not output.parent.is_dir():
-        raise InputError(f"--output {shown}: must be a name that ends in {suffix}, in a folder that exists")
+        raise InputError(f"--output {output}: must be a name that ends in {suffix}, in a folder that exists")
     if output.exists() and output.samefile(checkpoint):
-        raise InputError(f"--output {shown}: must be another file than the checkpoint")
+        raise InputError(f"--output {output}: must be another file than the checkpoint")
     return output
 
 
@@ -110,7 +109,7 @@ def _open_onnx(path: Path) -> Network:
     options = onnxruntime.SessionOptions()
     # By default it pins a thread to each core of the machine, and logs errors for cores that the process may not use.
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
@@ -139,7 +138,7 @@ def _compare(path: Path, network: Network, exported: Network, images: Tensor) ->
     allowed = TOLERANCE * expected.abs().max().item()
     if not difference <= allowed:  # neither is NaN
         raise TrainingError(
-            f"{printable(str(path), 1000)}: must not be used, delete it: its logits differ by up to {difference:.3g}, "
+            f"{path}: must not be used, delete it: its logits differ by up to {difference:.3g}, "
             f"rounding explains {allowed:.3g}"
         )
     return difference

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
 
-from s10_resnet.config import REMOVED, RENAMED, RENAMED_VALUES, printable
+from s10_resnet.config import REMOVED, RENAMED, RENAMED_VALUES
 from s10_resnet.models import resnet
 from s10_resnet.utils import serialization
 from s10_resnet.utils.environment import require_optional
@@ -22,7 +22,8 @@ MAX_ITEMS = 1000  # of a list, or of the settings
 
 # Of a bounded size: texts, numbers within the ranges of their types in C, and flat lists of them.
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-Scalar = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Annotated[str, Field(max_length=4096)] | None
+Text = Annotated[InstanceOf[str], Field(max_length=4096)]  # pydantic's str is valid Unicode, which a path need not be
+Scalar = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Text | None
 Setting = Scalar | Annotated[list[Scalar], Field(max_length=MAX_ITEMS)]
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -98,20 +99,16 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "fp32") 
         InputError: For a device that is not available, or a precision that it does not support.
     """
     file = weights_file(path)
-    shown = printable(str(file), 1000)
-    try:
-        content = _read_safetensors(file) if file.suffix == ".safetensors" else serialization.load(file)
-    except CheckpointError as error:
-        raise CheckpointError(printable(str(error), 1000)) from None
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else serialization.load(file)
     if "state" in content:
-        raise CheckpointError(f"{shown}: is a training checkpoint; the weights are in last.pt beside it")
+        raise CheckpointError(f"{file}: is a training checkpoint; the weights are in last.pt beside it")
     if "eval_accuracy" not in content:  # of a previous version
         split = "val" if "val_accuracy" in content else "test"
         content |= {"eval_split": split, "eval_accuracy": content.get(f"{split}_accuracy")}
     try:
         checked = WeightsContent.model_validate(content)
     except ValidationError:
-        raise CheckpointError(f"{shown}: is not a weights file of this package, such as a run's last.pt") from None
+        raise CheckpointError(f"{file}: is not a weights file of this package, such as a run's last.pt") from None
     runtime = resolve_runtime(device, precision)
     with torch.random.fork_rng(devices=[]):  # the initial weights are random
         # Mean and standard deviation are among the weights.
@@ -119,23 +116,31 @@ def load_model(path: str | Path, device: str = "auto", precision: str = "fp32") 
             (0.0,) * 3, (1.0,) * 3, num_classes=len(checked.classes), logit_scale=checked.config.logit_scale
         )
     if _layouts(checked.model) != _layouts(network.state_dict()):
-        raise CheckpointError(f"{shown}: holds the weights of another network than this package's ResNet-9")
+        raise CheckpointError(f"{file}: holds the weights of another network than this package's ResNet-9")
     if not all(tensor.isfinite().all() for tensor in checked.model.values()):
-        raise CheckpointError(f"{shown}: holds weights that are not finite numbers")
+        raise CheckpointError(f"{file}: holds weights that are not finite numbers")
     network.load_state_dict(checked.model)
     return LoadedModel(network, runtime, checked)
 
 
 def weights_file(path: str | Path) -> Path:
-    """Returns the weights file that a path means: of a run folder its ``last.pt``."""
+    """Returns the weights file that a path means: of a run folder its ``last.pt``.
+
+    Raises:
+        CheckpointError: For a folder without one.
+    """
     path = Path(path)
-    return path / "last.pt" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    if not (path / "last.pt").exists():
+        raise CheckpointError(f"{path}: has no last.pt yet; a run writes it after its first epoch")
+    return path / "last.pt"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     """Reads an exported file: tensors, and everything else as JSON in the header."""
-    library = require_optional("safetensors.torch", "export", printable(str(path), 1000))
-    content = serialization.read_file(path)
+    library = require_optional("safetensors.torch", "export", str(path))
+    content = serialization.read_checkpoint_file(path)
     try:
         weights = library.load(content)  # checks the header
         text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})

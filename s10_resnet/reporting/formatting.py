@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from s10_resnet.utils.console import escape_controls
+
 DATASET_NAMES = {"cifar10": "CIFAR-10", "synthetic": "the synthetic data set"}
 MISSING = "\N{EN DASH}"
 
@@ -57,4 +59,4 @@ def load_template(name: str, **options: Any) -> Template:
 
 def escape_markdown(text: str) -> str:
     """Returns Markdown that renders as the text itself, in one line."""
-    return re.sub(r"([\\`*_\[\]<>|&~$#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|&~$#])", r"\\\1", escape_controls(" ".join(text.split())))

@@ -29,7 +29,7 @@ def write_model_card(path: Path, summary: Mapping[str, Any], config: Mapping[str
         classes=classes,
         recipe=_recipe(summary, config),
     )
-    atomic_write(path, text.encode(errors="replace"))  # a folder's name need not be Unicode
+    atomic_write(path, text.encode())
 
 
 def _escape(value: Any) -> Any:

@@ -20,9 +20,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-with warnings.catch_warnings(action="ignore"):  # in a notebook it asks for a progress bar that is never drawn
-    from torch_lr_finder import LRFinder, TrainDataLoaderIter
-
+from s10_resnet.errors import EnvironmentFailure
 from s10_resnet.utils.runtime import Runtime
 
 # With these two, the recommendation differs least between seeds: results/LOG.md.
@@ -106,7 +104,17 @@ def range_test(
     Returns:
         The curve up to the last step, or to the one before the loss stopped being finite, or to the one whose loss was
         above five times the minimum.
+
+    Raises:
+        EnvironmentFailure: If matplotlib cannot be imported.
     """
+    # Here, because it imports matplotlib, which raises errors for some settings of the user.
+    with warnings.catch_warnings(action="ignore"):  # in a notebook it asks for a progress bar that is never drawn
+        try:
+            from torch_lr_finder import LRFinder, TrainDataLoaderIter
+        except (OSError, ValueError) as error:
+            raise EnvironmentFailure(f"torch_lr_finder needs matplotlib, whose import failed: {error}") from error
+
     non_finite = False
 
     def finite_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from s10_resnet.data.loader import iterate_batches
 from s10_resnet.training.lr_finder import LRCurve, Suggestion, range_test, smooth, suggest
 from s10_resnet.training.setup import Setup
-from s10_resnet.utils.console import format_table, logger, shows_bars
+from s10_resnet.utils.console import format_table, logger, shows_bars, warn_on_error
 from s10_resnet.utils.io import write_csv, write_json
 
 LINE_STEPS = 20  # between lines where there is no terminal
@@ -76,15 +76,16 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
         **setup.environment,
     }
     write_json(run_dir / "lr_finder.json", content)
-    figures.plot_range_test(
-        run_dir,
-        curve.lrs,
-        curve.losses,
-        smoothed,
-        suggestions=found.suggestions,
-        recommended=found.recommended,
-        dataset=setup.dataset,
-    )
+    with warn_on_error("a plot could not be drawn"):
+        figures.plot_range_test(
+            run_dir,
+            curve.lrs,
+            curve.losses,
+            smoothed,
+            suggestions=found.suggestions,
+            recommended=found.recommended,
+            dataset=setup.dataset,
+        )
     table = [
         [name, f"{lr:.2e}", "recommended" if name == found.recommended else ""]
         for name, lr in found.suggestions.items()

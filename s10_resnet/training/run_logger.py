@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from s10_resnet.config import TrainConfig
+from s10_resnet.errors import InputError
 from s10_resnet.models.resnet import count_parameters
 from s10_resnet.training.checkpoint import CHECKPOINT, PREVIOUS
 from s10_resnet.training.optim import planned_lrs
@@ -16,9 +17,9 @@ from s10_resnet.training.progress import Progress
 from s10_resnet.training.setup import Setup
 from s10_resnet.training.state import EpochMetrics, TrainingState
 from s10_resnet.utils import serialization
-from s10_resnet.utils.console import logger
+from s10_resnet.utils.console import logger, warn_on_error
 from s10_resnet.utils.environment import require_optional
-from s10_resnet.utils.io import write_csv, write_json
+from s10_resnet.utils.io import link_or_copy, write_csv, write_json
 from s10_resnet.utils.launch import command
 
 EPOCH_END_SECONDS = 10.0  # between checkpoints at the ends of epochs: one takes as long as half an epoch on a fast GPU
@@ -67,7 +68,8 @@ class RunLogger(TrainingLogger):
     def on_train_start(self, state: TrainingState) -> None:
         """Draws what is known before the first step; of a resumed run, writes the files of its epochs again."""
         if not self.quiet and not (self.run_dir / "lr_schedule.png").exists():
-            self._draw(self._draw_plan)
+            with warn_on_error("a plot could not be drawn"):
+                self._draw_plan()
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
             if state.metrics.steps == 0:
@@ -101,7 +103,8 @@ class RunLogger(TrainingLogger):
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
             return summary
-        self._draw(lambda: self._draw_results(state, summary))
+        with warn_on_error("a plot could not be drawn"):
+            self._draw_results(state, summary)
         split = summary["eval_split"]
         logger.info(
             f"{status} after epoch {summary['epochs']}: {summary['dataset']}, {split} accuracy "
@@ -174,7 +177,7 @@ class RunLogger(TrainingLogger):
         }
         serialization.save(self.run_dir / "last.pt", content)
         if best_epoch(state.history) is last:
-            serialization.save(self.run_dir / "best.pt", content)
+            link_or_copy(self.run_dir / "last.pt", self.run_dir / "best.pt")
 
     def _summarize(self, state: TrainingState, status: str) -> dict[str, Any]:
         setup, history = self.setup, state.history
@@ -204,15 +207,6 @@ class RunLogger(TrainingLogger):
             **self.environment,
         }
 
-    def _draw(self, draw: Callable[[], None]) -> None:
-        """Draws, or warns: a plot that cannot be drawn must not end a training; a full disk does."""
-        try:
-            draw()
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:
-            logger.warning(f"a plot could not be drawn ({type(error).__name__}: {error})")
-
     def _draw_plan(self) -> None:
         from s10_resnet.reporting import figures  # matplotlib takes a second to import
 
@@ -225,6 +219,7 @@ class RunLogger(TrainingLogger):
         from s10_resnet.reporting import figures, html_report, model_card
 
         setup = self.setup
+        model_card.write_model_card(self.run_dir / "MODEL_CARD.md", summary, self.config.to_json(), setup.train.classes)
         assert state.eval_logits is not None
         probabilities = state.eval_logits.softmax(1).numpy()
         figures.plot_results(
@@ -235,7 +230,6 @@ class RunLogger(TrainingLogger):
             eval_split=setup.eval_split,
             dataset=setup.dataset,
         )
-        model_card.write_model_card(self.run_dir / "MODEL_CARD.md", summary, self.config.to_json(), setup.train.classes)
         samples, sample_labels = setup.first_batch()
         html_report.write_report(
             self.run_dir / "report.html",
@@ -258,7 +252,7 @@ class TensorBoardWriter:
 
     def __init__(self, log_dir: Path) -> None:
         self.log_dir = log_dir
-        self.module = require_tensorboard()
+        self.module = require_tensorboard(log_dir)
         self.writer: Any = None
         self.written = 0
 
@@ -286,8 +280,16 @@ class TensorBoardWriter:
             self.writer.close()
 
 
-def require_tensorboard() -> Any:
-    """Returns torch.utils.tensorboard, or raises an `InputError` that says what to install."""
+def require_tensorboard(folder: Path) -> Any:
+    """Returns torch.utils.tensorboard.
+
+    Raises:
+        InputError: If it is not installed, or cannot write below this folder.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--tensorboard: needs a path in UTF-8; {folder} is none") from None
     require_optional("tensorboard", "tensorboard", "--tensorboard")
     return require_optional("torch.utils.tensorboard", "tensorboard", "--tensorboard")
 

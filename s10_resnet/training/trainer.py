@@ -184,7 +184,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if (config.output_dir / config.name).is_dir():
             return resume(config.output_dir / config.name, dict(config))
     if config.tensorboard:
-        require_tensorboard()
+        require_tensorboard(config.output_dir)
     setup = create_setup(config)
     if setup.runtime.rank:
         _fit_on_other_rank(setup)

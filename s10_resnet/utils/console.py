@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -12,6 +15,8 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 logger = logging.getLogger("s10_resnet")
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class ConsoleHandler(logging.Handler):
@@ -39,20 +44,55 @@ def setup_logging() -> None:
     logger.propagate = False  # a root handler, such as absl's, would print every line again
 
 
+def open_closed_streams() -> None:
+    """Opens `os.devnull` in place of standard streams that a shell has closed.
+
+    Otherwise the next files that are opened, such as a checkpoint, would get their numbers, and with that what C
+    libraries write to stderr.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
 def write_text(stream: TextIO | None, text: str) -> None:
     """Writes to a text stream and flushes it.
 
-    Characters that the stream cannot encode are written as backslash escapes. Nothing is written to a stream that is
-    closed, or None as `sys.stderr` is after ``2>&-``.
+    Characters that are not printable, such as those that control a terminal, and characters that the stream cannot
+    encode are written as backslash escapes; a newline stays. Nothing is written to a stream that is closed, or None as
+    `sys.stderr` is after ``2>&-``.
     """
     if stream is None or stream.closed:
         return
+    text = escape_controls(text)
     try:
         stream.write(text)
     except UnicodeEncodeError:
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def escape_controls(text: str) -> str:
+    """Returns a text whose characters are printable, or newlines: others are backslash escapes."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+@contextmanager
+def warn_on_error(what: str) -> Iterator[None]:
+    """Logs an error in this block as a warning, so that what is not essential ends no training.
+
+    An error of the disk is raised: what is essential could not be written either.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning(f"{what} ({reason[:200]})")
 
 
 def shows_bars() -> bool:

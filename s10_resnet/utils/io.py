@@ -8,6 +8,7 @@ import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 from s10_resnet.errors import InputError
 
 LOCK_FILE = ".lock"
+MAX_FILE_SIZE = 10**9  # bytes; a training checkpoint of this network has about 100 MB
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 
 
@@ -35,9 +37,26 @@ def atomic_write(path: Path, content: bytes, previous: Path | None = None) -> No
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep_previous(path, previous)
+            link_or_copy(path, previous)
         temporary.replace(path)
         _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name atomically: a hard link, or a copy on a file system without links.
+
+    A link keeps the content when `atomic_write` replaces ``source``.
+    """
+    temporary = _temporary_path(target)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        atomic_write(target, source.read_bytes())
+    else:
+        temporary.replace(target)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -108,13 +127,30 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     atomic_write(path, text.getvalue().encode())
 
 
+def read_file(path: Path) -> bytes:
+    """Reads a regular file of at most `MAX_FILE_SIZE` bytes.
+
+    Raises:
+        InputError: For anything else. Pipes and devices are not opened, which could wait for ever.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path}: must be a file, not a pipe or a device")
+        if status.st_size > MAX_FILE_SIZE:
+            raise InputError(f"{path}: has {status.st_size / 1e9:.1f} GB, more than any file of this package")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
         InputError: If the file is missing or is not JSON.
     """
-    content = _read(path)
+    content = read_file(path)
     try:
         return json.loads(content.decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -127,25 +163,12 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     Raises:
         InputError: If the file is missing, or is not a header line and rows of as many numbers.
     """
-    content = _read(path)
+    content = read_file(path)
     try:
         head, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         return [dict(zip(head, map(float, row), strict=True)) for row in rows]
     except (ValueError, csv.Error):
         raise InputError(f"{path}: is not a table of numbers under a head") from None
-
-
-def _keep_previous(path: Path, previous: Path) -> None:
-    """Keeps a file under a second name; the first one never goes missing."""
-    temporary = _temporary_path(previous)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        atomic_write(previous, path.read_bytes())
-    else:
-        temporary.replace(previous)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _temporary_path(path: Path) -> Path:
@@ -165,13 +188,6 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _reject_constant(constant: str) -> Any:

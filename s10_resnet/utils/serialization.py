@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import stat
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 import torch
 
 from s10_resnet.errors import InputError
-from s10_resnet.utils.io import atomic_write
+from s10_resnet.utils.io import atomic_write, read_file
 
-MAX_FILE_SIZE = 10**9  # bytes; a training checkpoint of this network has about 100 MB
 DIGEST_SIZE = 71  # bytes of "sha256:" and 64 hexadecimal digits
 
 
@@ -43,7 +41,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: For a file that is missing, altered by so much as a bit, or holds more than tensors and plain
             values; no code in it is run.
     """
-    content = read_file(path)
+    content = read_checkpoint_file(path)
     if content[-DIGEST_SIZE:] != _digest(memoryview(content)[:-DIGEST_SIZE]):
         raise CheckpointError(f"{path}: is damaged, or no checkpoint of this package (its SHA-256 does not match)")
     try:
@@ -68,21 +66,12 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the content of a regular file of at most `MAX_FILE_SIZE` bytes.
-
-    Raises:
-        CheckpointError: For anything else; pipes and devices are not opened.
-    """
+def read_checkpoint_file(path: Path) -> bytes:
+    """Returns the content of a file, or raises a `CheckpointError` where `read_file` raises an `InputError`."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise CheckpointError(f"{path}: must be a file, not a pipe or a device")
-        if status.st_size > MAX_FILE_SIZE:
-            raise CheckpointError(f"{path}: has {status.st_size / 1e9:.1f} GB, more than any file of this package")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        return read_file(path)
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _digest(content: bytes | memoryview) -> bytes:

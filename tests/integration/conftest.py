@@ -55,8 +55,8 @@ def command(few_images: None) -> Command:
 
 @pytest.fixture(scope="package")
 def runs(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs that differ in their seed."""
-    folder = tmp_path_factory.mktemp("outputs")
+    """A folder, whose name is not valid UTF-8, with two runs that differ in their seed."""
+    folder = tmp_path_factory.mktemp("outputs") / "outputs\udcff"
     for seed in (0, 1):
         ended = command(f"train {QUICK} --epochs 1 --seed {seed} --name run-{seed} --output-dir", folder)
         assert (ended.code, ended.err) == (0, "")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from s10_resnet import arguments, cli
 from s10_resnet.errors import InputError
+from s10_resnet.utils.console import escape_controls
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import QUICK
 from tests.runs import FILES, content_of, names_in
@@ -46,7 +47,8 @@ def test_a_finished_run_is_resumed_with_no_other_settings(runs, command):
     before = content_of(runs / "run-1")
     ended = command("train --epochs 3 --resume", runs / "run-1")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith(f"train.py: error: --resume {runs / 'run-1'}: a run cannot be resumed with other")
+    shown = escape_controls(str(runs / "run-1"))
+    assert ended.err.startswith(f"train.py: error: --resume {shown}: a run cannot be resumed with other")
     assert "--epochs 3 (the run has 1)" in ended.err
     assert content_of(runs / "run-1") == before
 
@@ -176,7 +178,7 @@ def test_bad_input_of_every_command_is_one_line_too(runs, command, tmp_path, mon
     ended = command(line.format(**places))
     assert (ended.code, ended.out) == (2, "")
     assert re.fullmatch(rf"{line.split()[0]}.py: error: .+\n", ended.err)
-    assert told.format(**places) in ended.err
+    assert escape_controls(told.format(**places)) in ended.err
     assert content_of(runs / "run-0") == before
     assert not (tmp_path / "outputs").exists()
 

@@ -234,7 +234,7 @@ def test_a_run_goes_on_with_its_own_settings(config_file):
 @pytest.mark.parametrize("settings_class", COMMANDS)
 def test_help_fits_a_narrow_terminal_and_shows_every_flag(settings_class, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("S10_DATA_DIR", "100%data")
+    monkeypatch.setenv("S10_DATA_DIR", "100%data\udcff")
     options = {
         "prog": "tool.py",
         "description": "Does " + "it " * 100,

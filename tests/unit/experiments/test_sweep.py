@@ -21,6 +21,7 @@ from s10_resnet.experiments.sweep import (
     sweep,
 )
 from s10_resnet.models.pretrained import load_model
+from s10_resnet.reporting import sweep_plots
 from s10_resnet.training.setup import create_setup
 from s10_resnet.training.trainer import train
 from s10_resnet.utils import launch
@@ -246,6 +247,18 @@ def test_a_training_that_fails_is_a_result(tmp_path, capsys):
         assert resume(tmp_path / "run")["trials"] == content["trials"]
 
 
+def test_a_training_that_fails_below_a_path_that_is_not_unicode(tmp_path):
+    with fault(6, nan):
+        content = sweep(small_sweep(tmp_path / "\udcff", num_seeds=1))
+    assert r"\udcff" in content["trials"][0]["failed"]
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_plots, "plot_sweep", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
+    _report(tmp_path, done[1])
+    assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")
+
+
 def test_a_learning_rate_that_is_not_found_is_a_result(tmp_path):
     range_test = {"lr_finder_end_lr": 2e-6, "lr_finder_steps": 20}
     content = sweep(small_sweep(tmp_path, "max-lr=auto", num_seeds=1, epochs=1, **range_test))
@@ -287,6 +300,20 @@ def test_seeds_and_variants_can_be_added(tmp_path, done):
         content = resume(tmp_path / "run" / "sweep.json", {"num_seeds": 2, "variants": (OTHER, OTHER)})
     assert trained(content) == [(BASELINE, 5), (OTHER, 5), (BASELINE, 6), (OTHER, 6)]
     assert without_time(content) == without_time(done[1])
+
+
+def test_a_sweep_of_another_machine_is_resumed_with_the_device_and_the_data_that_are_here(tmp_path, done, monkeypatch):
+    folder, file = tmp_path / "run", tmp_path / "run" / "sweep.json"
+    with fault(13, send(signal.SIGTERM)), pytest.raises(ShutdownRequested):
+        sweep(small_sweep(tmp_path, OTHER))
+    for recorded in (file, *folder.glob("*/config.json")):
+        content = json.loads(recorded.read_text())
+        content.get("settings", content).update(device="cuda:99", data_dir="/gone")
+        recorded.write_text(json.dumps(content))
+    monkeypatch.setenv("S10_DATA_DIR", str(tmp_path))
+    content = resume(folder)
+    assert [trial["accuracy"] for trial in content["trials"]] == [trial["accuracy"] for trial in done[1]["trials"]]
+    assert (content["settings"]["device"], content["settings"]["data_dir"]) == ("auto", str(tmp_path))
 
 
 def test_a_finished_sweep_trains_nothing_more(done):

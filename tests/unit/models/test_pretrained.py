@@ -120,6 +120,11 @@ def test_files_of_previous_versions(tmp_path, small_content, split):
     assert TrainConfig.from_json(model.config).betas == (0.9, 0.99)
 
 
+def test_settings_of_a_run_in_a_folder_that_is_not_unicode(tmp_path, small_content):
+    small_content["config"]["output_dir"] = "outputs\udcff"
+    assert load_model(saved(tmp_path, small_content), "cpu").config["output_dir"] == "outputs\udcff"
+
+
 def test_nothing_else_of_the_process_changes(tmp_path, small_content, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
@@ -133,8 +138,7 @@ def test_nothing_else_of_the_process_changes(tmp_path, small_content, monkeypatc
 def test_files_that_are_something_else(tmp_path):
     path = tmp_path / "last.pt"
     assert refusal(path) == "cannot be read (No such file or directory)"
-    with pytest.raises(CheckpointError, match=r"last\.pt: cannot be read \(No such file"):
-        load_model(tmp_path)
+    assert refusal(tmp_path) == "has no last.pt yet; a run writes it after its first epoch"
     path.write_text("some text")
     assert "no checkpoint of this package" in refusal(path)
     witness = tmp_path / "executed"
@@ -160,16 +164,6 @@ def test_a_pipe_is_not_opened_and_a_huge_file_not_read(tmp_path, name):
     with path.open("wb") as file:
         file.truncate(2 * 10**9)
     assert refusal(path) == "has 2.0 GB, more than any file of this package"
-
-
-@pytest.mark.parametrize("name", ["evil\x1b[2J.pt", "evil\x1b[2J.safetensors", "evil\x1b[2J"])
-def test_a_name_from_outside_is_printable(tmp_path, name):
-    if name.endswith("safetensors"):
-        pytest.importorskip("safetensors.torch")
-    (tmp_path / name).write_text("text")
-    with pytest.raises(CheckpointError, match=r"evil\\x1b\[2J") as caught:
-        load_model(tmp_path / name)
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,13 @@ def test_synthetic_data_and_an_interrupted_training_are_named(real, tmp_path):
 
 def test_text_from_outside_is_escaped(real, tmp_path):
     summary, config = real[0], real[1] | {"name": ""}
-    folder = tmp_path / "a|b_<i>*\udcff"  # a folder's name need not be Unicode
+    folder = tmp_path / "a|b_<i>*\udcff\x1b[2J"  # a folder's name need not be Unicode
     folder.mkdir()
     summary["git_commit"] = HOSTILE
     summary["hardware"]["cpu"] = summary["versions"]["torch"] = HOSTILE
     text = written(folder, summary, config, [HOSTILE, "cat"])
     _, body = text.split("---\n", 2)[1:]
     escaped = r"\$x\$ \| \<b\>\*\_\`\[a\](b) \# c"
-    assert ": a\\|b\\_\\<i\\>\\*?\n" in body
+    assert ": a\\|b\\_\\<i\\>\\*\\\\udcff\\\\x1b\\[2J\n" in body
     assert body.count(escaped) == 4
     assert "<b>" not in body

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from s10_resnet.reporting import figures
 from s10_resnet.training import lr_search
 from s10_resnet.training.lr_finder import RULES, LRCurve, smooth, suggest
 from s10_resnet.training.lr_search import run_range_test, search_lr
 from s10_resnet.training.setup import create_setup
-from tests.runs import PARABOLA, fault, names_in, nan, small
+from tests.runs import PARABOLA, failing, fault, names_in, nan, small
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -93,6 +94,13 @@ def test_curve_suggestions_and_plot_are_written(tmp_path, monkeypatch, capsys):
     assert table[-1].split()[1:] == [f"{found.max_lr:.2e}", "recommended"]
     assert " ".join(reason) == found.reason
     assert max(map(len, lines)) <= 80
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "plot_range_test", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
+    assert search(tmp_path, monkeypatch, PARABOLA).max_lr == suggest(PARABOLA).max_lr
+    assert names_in(tmp_path) == {"lr_finder.csv", "lr_finder.json"}
+    assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")
 
 
 def test_a_curve_without_a_minimum_is_written_too(tmp_path, monkeypatch, capsys):

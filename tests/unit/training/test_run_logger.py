@@ -14,7 +14,7 @@ from s10_resnet.data.transforms import MEAN, STD
 from s10_resnet.errors import EnvironmentFailure, InputError
 from s10_resnet.evaluation.inference import evaluate
 from s10_resnet.reporting import figures
-from s10_resnet.training import run_logger
+from s10_resnet.training import run_logger, trainer
 from s10_resnet.training.run_logger import RunLogger, TensorBoardWriter, best_epoch, require_tensorboard
 from s10_resnet.training.setup import create_setup
 from s10_resnet.training.state import EpochMetrics
@@ -54,7 +54,8 @@ WEIGHTS_KEYS = ["model", "epoch", "eval_accuracy", "eval_split", "dataset", "cla
 
 @pytest.fixture
 def real_plots(monkeypatch):
-    monkeypatch.setattr(RunLogger, "_draw", DRAW)
+    for name, draw in DRAW.items():
+        monkeypatch.setattr(RunLogger, name, draw)
 
 
 # Files
@@ -151,18 +152,30 @@ def test_the_best_epoch_is_the_first_of_equals():
     assert best_epoch(history).epoch == 2
 
 
+def test_the_weights_of_a_best_epoch_are_stored_once(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    accuracies = iter((0.2, 0.5, 0.3))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: (1.0, next(accuracies), torch.zeros(12, 10)))
+    train(small(tmp_path, epochs=3))
+    assert serialization.load(folder / "best.pt")["epoch"] == 2  # not changed by the last.pt of epoch 3
+    assert serialization.load(folder / "last.pt")["epoch"] == 3
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: (1.0, 0.5, torch.zeros(12, 10)))
+    train(small(tmp_path, epochs=1, name="single"))
+    assert (tmp_path / "single" / "best.pt").samefile(tmp_path / "single" / "last.pt")
+
+
 # Plots
 
 
 def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, real_plots, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "plot_setup", failing(ValueError("no such font")))
+    monkeypatch.setattr(figures, "plot_setup", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
     monkeypatch.setattr(figures, "plot_results", failing(KeyError("axes")))
     assert train(small(tmp_path))["status"] == "completed"
     assert capsys.readouterr().err.splitlines() == [
-        "warning: a plot could not be drawn (ValueError: no such font)",
+        "warning: a plot could not be drawn (FileNotFoundError: [Errno 2] No such file: 'DejaVuSans.ttf')",
         "warning: a plot could not be drawn (KeyError: 'axes')",
     ]
-    assert names_in(tmp_path / "run") == WEIGHTS | RECORDS
+    assert names_in(tmp_path / "run") == WEIGHTS | RECORDS | {"MODEL_CARD.md"}
 
 
 def test_a_disk_that_is_full_of_plots_is_no_warning(tmp_path, real_plots, monkeypatch):
@@ -282,4 +295,10 @@ def test_without_tensorboard_nothing_is_begun(tmp_path, monkeypatch):
         train(small(tmp_path, tensorboard=True))
     assert not any(tmp_path.iterdir())
     with pytest.raises(InputError):
-        require_tensorboard()
+        require_tensorboard(tmp_path)
+
+
+def test_tensorboard_takes_no_path_that_is_not_unicode(tmp_path):
+    with pytest.raises(InputError, match=r"^--tensorboard: needs a path in UTF-8; "):
+        train(small(tmp_path / "\udcff", tensorboard=True))
+    assert not any(tmp_path.iterdir())

@@ -1,12 +1,16 @@
+import errno
 import io
 import logging
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from s10_resnet.utils import console
-from s10_resnet.utils.console import format_table, logger, progress_bar, setup_logging
+from s10_resnet.utils.console import format_table, logger, progress_bar, setup_logging, warn_on_error
+from s10_resnet.utils.signals import ShutdownRequested
 from tests.conftest import REPOSITORY
 
 
@@ -59,6 +63,27 @@ def test_what_a_stream_cannot_encode_is_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="utf-8", errors="strict"))
     logger.info("café \udcff")
     assert buffer.getvalue().endswith("\ncafé \\udcff\n".encode())
+
+
+def test_what_controls_a_terminal_is_escaped(capsys):
+    logger.info("a\x1b[2J\r\t\x07 \u202e\u2028é \N{SNOWMAN}\nb")
+    assert capsys.readouterr().out == "a\\x1b[2J\\r\\t\\x07 \\u202e\\u2028é \N{SNOWMAN}\nb\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nsuch font"), MemoryError(), FileNotFoundError(2, "gone", "a.ttf")])
+def test_an_error_can_be_a_warning(capsys, error):
+    with warn_on_error("no plot"):
+        raise error
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    assert capsys.readouterr() == ("", f"warning: no plot ({reason})\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_an_error_of_the_disk_is_no_warning(number):
+    with pytest.raises(OSError, match=os.strerror(number)), warn_on_error("no plot"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(ShutdownRequested), warn_on_error("no plot"):
+        raise ShutdownRequested(signal.SIGINT)
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -11,7 +11,16 @@ import pytest
 
 from s10_resnet.errors import InputError
 from s10_resnet.utils import io
-from s10_resnet.utils.io import atomic_write, create_run_dir, exclusive_lock, read_csv, read_json, write_csv, write_json
+from s10_resnet.utils.io import (
+    atomic_write,
+    create_run_dir,
+    exclusive_lock,
+    link_or_copy,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+)
 from tests.conftest import REPOSITORY
 
 OLDER, OLD, NEW = b"older", b"old content" * 1000, b"new content" * 1500
@@ -86,6 +95,19 @@ def test_whatever_call_fails_or_is_the_last_both_files_are_whole(tmp_path, faili
         assert contents(tmp_path) == {"file": NEW, "previous": OLD}
     if failing == 1:
         assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("broken", [(), ("link",)])
+def test_a_second_name_keeps_the_content_when_the_first_is_replaced(tmp_path, broken):
+    file, second = tmp_path / "file", tmp_path / "second"
+    with every_call(lambda *_: None, broken):
+        for content in (OLDER, OLD):
+            atomic_write(file, content)
+            link_or_copy(file, second)
+            assert second.read_bytes() == content
+            assert second.samefile(file) == (not broken)
+        atomic_write(file, NEW)
+    assert contents(tmp_path) == {"file": NEW, "second": OLD}
 
 
 def test_a_new_file_has_the_mode_that_any_other_has(tmp_path):
@@ -313,3 +335,9 @@ def test_what_is_no_table_is_refused(tmp_path, content):
 def test_what_cannot_be_read_is_refused(tmp_path, read):
     assert refusal(read, tmp_path / "missing") == "cannot be read (No such file or directory)"
     assert refusal(read, tmp_path) == "cannot be read (Is a directory)"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe"):  # the second would wait for a writer
+        assert refusal(read, path) == "must be a file, not a pipe or a device"
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(io.MAX_FILE_SIZE + 1)
+    assert refusal(read, tmp_path / "huge") == "has 1.0 GB, more than any file of this package"

@@ -8,6 +8,7 @@ import torch
 
 from s10_resnet.models.resnet import ResNet9
 from s10_resnet.utils import serialization
+from s10_resnet.utils.io import MAX_FILE_SIZE
 from s10_resnet.utils.serialization import CheckpointError
 
 SMALL = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "step": 3, "classes": ["a", "b"], "betas": (0.9, 0.99)}
@@ -168,7 +169,7 @@ def test_only_a_file_of_a_sensible_size_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert refusal(tmp_path / "pipe") == "must be a file, not a pipe or a device"
     with (tmp_path / "huge").open("wb") as file:
-        file.truncate(serialization.MAX_FILE_SIZE + 1)
+        file.truncate(MAX_FILE_SIZE + 1)
     assert refusal(tmp_path / "huge") == "has 1.0 GB, more than any file of this package"
 
 
