@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os.path
 import re
 import shlex
@@ -31,6 +30,7 @@ from s10_resnet.config import (
 )
 from s10_resnet.errors import InputError
 from s10_resnet.utils.console import write_text
+from s10_resnet.utils.io import read_json
 from s10_resnet.utils.launch import command
 
 RECIPE_GROUPS = ("training", "augmentation", "learning rate range test")  # what the variants of a sweep can change
@@ -234,8 +234,8 @@ def _read_config(settings_class: type[Settings], path: str) -> dict[str, Any]:
     left out, because each run has a folder of its own.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(Path(path))
+    except ValueError:  # of what can be no path, or an InputError
         raise InputError(f"--config {printable(path)}: must be the config.json of a run") from None
     try:
         values, defaults = dict(TrainConfig.from_json(content)), dict(TrainConfig())

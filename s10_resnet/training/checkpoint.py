@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from s10_resnet.config import TrainConfig, flag
+from s10_resnet.config import TrainConfig, flag, printable
 from s10_resnet.errors import InputError
 from s10_resnet.training.run_files import check_epoch
 from s10_resnet.training.state import TrainingState
@@ -161,7 +161,11 @@ def override_settings(config: C, given: Mapping[str, Any]) -> C:
 def warn_of_changed_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Warns if a run is resumed in another environment than it was begun in."""
     before, now = _flatten(before), _flatten(now)
-    changed = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
+    changed = [
+        f"{name} {printable(str(before.get(name)), 200)} -> {now[name]}"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if changed:
         logger.warning(
             "the environment has changed since this run was begun: %s. The run continues, but its result will not be "

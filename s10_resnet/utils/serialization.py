@@ -14,6 +14,7 @@ import torch
 from s10_resnet.errors import InputError
 from s10_resnet.utils.io import atomic_write, read_file
 
+MAX_VALUES = 10**6  # a history of 10,000 epochs has a tenth of them
 DIGEST_SIZE = 71  # bytes of "sha256:" and 64 hexadecimal digits
 
 
@@ -38,8 +39,8 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a file of `save` onto the CPU. The bytes whose digest was checked are the bytes that are parsed.
 
     Raises:
-        CheckpointError: For a file that is missing, altered by so much as a bit, or holds more than tensors and plain
-            values; no code in it is run.
+        CheckpointError: For a file that is missing, altered by so much as a bit, or holds more than tensors and at most
+            `MAX_VALUES` plain values; no code in it is run.
     """
     content = read_checkpoint_file(path)
     if content[-DIGEST_SIZE:] != _digest(memoryview(content)[:-DIGEST_SIZE]):
@@ -63,6 +64,10 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: is no checkpoint of this package")
+    if _has_more_values(state, MAX_VALUES):
+        raise CheckpointError(
+            f"{path}: holds more than {MAX_VALUES:,} values, which no checkpoint of this package does"
+        )
     return state
 
 
@@ -72,6 +77,21 @@ def read_checkpoint_file(path: Path) -> bytes:
         return read_file(path)
     except InputError as error:
         raise CheckpointError(str(error)) from None
+
+
+def _has_more_values(state: Any, limit: int) -> bool:
+    """Whether nested dicts and lists hold more values than a limit; one that is there twice counts twice.
+
+    A few lists, each of which holds the next one twice, would keep whoever walks through them busy for ever.
+    """
+    count, stack = 0, [state]
+    while stack and count <= limit:
+        value = stack.pop()
+        if isinstance(value, dict | list | tuple | set | frozenset):
+            count += len(value)
+            if count <= limit:
+                stack += value.values() if isinstance(value, dict) else value
+    return count > limit
 
 
 def _digest(content: bytes | memoryview) -> bytes:

@@ -226,6 +226,11 @@ def test_a_bad_base_is_one_line(config_file, content, told):
     assert refused(f"--config {config_file}") == f"--config {config_file}: {told}"
 
 
+def test_a_base_is_a_file():
+    for path in ("/dev/zero", "/dev/null", "missing", "zero\0byte"):
+        assert refused(f"--config '{path}'").endswith(": must be the config.json of a run")
+
+
 def test_a_run_goes_on_with_its_own_settings(config_file):
     told = refused(f"--config {config_file} --resume {config_file.parent}", resume_help="x")
     assert told == "--config: cannot be used with --resume, which takes the settings of the run"

@@ -157,3 +157,10 @@ def test_a_data_set_of_other_classes(tmp_path):
     serialization.save(path, {**content, "classes": ["a", "b", "c"]})
     with pytest.raises(InputError, match=r"must have the classes of synthetic, and has others$"):
         run(path)
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(best, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "save", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
+    evaluated(best)
+    assert (best.parent / "evaluation-best-test.json").exists()
+    assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")

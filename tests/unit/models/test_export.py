@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -112,6 +114,31 @@ def test_onnxruntime_is_told_to_send_nothing_before_it_is_imported(monkeypatch, 
     with pytest.raises(InputError):
         export(tmp_path / "missing.pt", "onnx")
     assert seen["onnxruntime"] == "1"
+
+
+@pytest.mark.slow
+def test_onnxruntime_connects_to_nothing_and_writes_nothing_at_home(weights, tmp_path):
+    pytest.importorskip("onnxruntime")
+    home, trace = tmp_path / "home", tmp_path / "trace"
+    home.mkdir()
+    script = "\n".join(
+        (
+            "import sys",
+            "from pathlib import Path",
+            "from s10_resnet.config import ExportConfig",
+            "from s10_resnet.models import export, resnet",
+            "from tests.runs import small_network",
+            "resnet.build_model = small_network",
+            "export.export(ExportConfig(checkpoint=Path(sys.argv[1]), format='onnx'))",
+        )
+    )
+    strace = shutil.which("strace")
+    watch = [strace, "-f", "-qq", "-e", "trace=connect", "-o", trace] if strace else []
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([*watch, sys.executable, "-c", script, weights], env=environment, cwd=home, check=True)
+    assert not list(home.iterdir())
+    assert not strace or "AF_INET" not in trace.read_text()
 
 
 def test_safetensors_hold_all_that_the_checkpoint_holds(weights):

@@ -140,10 +140,11 @@ def test_a_config_file_that_holds_no_settings_is_one_line(half, content):
 
 
 def test_a_changed_environment_is_warned_of(half, finished, capsys):
-    forge(half, lambda saved: saved["environment"]["hardware"].update(threads=99))
+    forge(half, lambda saved: saved["environment"]["hardware"].update(threads="99\nwarning: \x1b[2J"))
     resume(half)
     err = capsys.readouterr().err
-    assert err.startswith("warning: the environment has changed since this run was begun: threads 99 -> ")
+    begin = r"warning: the environment has changed since this run was begun: threads 99\nwarning: \x1b[2J -> "
+    assert err.startswith(begin)
     assert err.count("\n") == 1
 
 

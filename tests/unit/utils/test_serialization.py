@@ -163,6 +163,20 @@ def test_compressed_records_are_refused(small):
     assert refusal(small).endswith("was not opened (ValueError)")
 
 
+def test_shared_values_count_as_often_as_they_are_there(tmp_path):
+    doubled, endless = [0], []
+    for _ in range(40):
+        doubled = [doubled, {"again": doubled}]
+    endless.append(endless)
+    for value in (doubled, endless, [[0] * 10**6] * 10**6):
+        serialization.save(tmp_path / "last.pt", {"config": {"value": value}})
+        with pytest.raises(CheckpointError, match=r": holds more than 1,000,000 values, which no checkpoint"):
+            serialization.load(tmp_path / "last.pt")
+    many = {"history": [[0.0] * 9] * 10_000}
+    serialization.save(tmp_path / "last.pt", many)
+    assert serialization.load(tmp_path / "last.pt") == many
+
+
 def test_only_a_file_of_a_sensible_size_is_read(tmp_path):
     assert refusal(tmp_path / "missing.pt") == "cannot be read (No such file or directory)"
     assert refusal(tmp_path) == "cannot be read (Is a directory)"
