@@ -15,6 +15,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n) or lower --workers",
     errno.EAGAIN: "raise the limit of processes (ulimit -u) or lower --workers",
     errno.ENOMEM: "free some memory or lower --batch-size",
+    errno.ECONNRESET: "a worker was killed, most often for want of memory: lower --workers or free some memory",
     errno.EIO: "look at the disk, which failed",
     errno.EPIPE: "send the output somewhere that reads all of it, such as a file",
 }

@@ -23,6 +23,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOMEM: "free some memory",
     errno.EAGAIN: "raise the limit of processes",
+    errno.ECONNRESET: "a worker was killed",
     errno.EIO: "look at the disk",
     errno.EPIPE: "send the output somewhere that reads all of it",
 }
@@ -140,7 +141,7 @@ def test_an_accelerator_that_fails():
     assert "not built for" in failure("CUDA error: no kernel image is available for execution on the device")
 
 
-@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENAMETOOLONG, errno.ECONNRESET, errno.EEXIST])
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST])
 def test_any_other_error_of_the_system_comes_with_its_name(number):
     text = os.strerror(number)
     assert explained(OSError(number, text)) == text

@@ -16,7 +16,7 @@ from s10_resnet.models.pretrained import load_model
 from s10_resnet.reporting import plots
 from s10_resnet.utils import serialization
 from tests.conftest import weights_content
-from tests.runs import small_network
+from tests.runs import failing, small_network
 
 TRAIN, TEST = (Split(*synthetic.generate(size, seed), synthetic.CLASSES) for size, seed in ((80, 1), (60, 2)))
 
@@ -161,6 +161,6 @@ def test_a_data_set_of_other_classes(tmp_path):
 
 def test_a_plot_that_cannot_be_drawn_is_a_warning(best, monkeypatch, capsys):
     monkeypatch.setattr(plots, "save", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
-    evaluated(best)
+    run(best)
     assert (best.parent / "evaluation-best-test.json").exists()
     assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")
