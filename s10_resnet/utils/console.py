@@ -48,13 +48,16 @@ def open_closed_streams() -> None:
     """Opens `os.devnull` in place of standard streams that a shell has closed.
 
     Otherwise the next files that are opened, such as a checkpoint, would get their numbers, and with that what C
-    libraries write to stderr.
+    libraries write to stderr. `sys.stderr` would be None, which libraries such as tqdm do not expect.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - stays open
 
 
 def write_text(stream: TextIO | None, text: str) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -227,8 +228,12 @@ def test_a_bad_base_is_one_line(config_file, content, told):
 
 
 def test_a_base_is_a_file():
-    for path in ("/dev/zero", "/dev/null", "missing", "zero\0byte"):
+    reader, writer = os.pipe()
+    os.write(writer, b"{}")
+    os.close(writer)
+    for path in (f"/dev/fd/{reader}", "missing", "zero\0byte"):
         assert refused(f"--config '{path}'").endswith(": must be the config.json of a run")
+    os.close(reader)
 
 
 def test_a_run_goes_on_with_its_own_settings(config_file):

@@ -223,14 +223,16 @@ def test_an_error_line_needs_no_good_stderr(monkeypatch, capsys):
     assert run("--epochs", "0") == 2
     monkeypatch.setattr(sys, "stderr", None)
     assert run("--epochs", "0") == 2
+    sys.stderr.close()  # it is os.devnull now
     assert capsys.readouterr().out == ""  # print would fall back on stdout
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
 def test_no_file_gets_the_number_of_a_stream_that_a_shell_has_closed(tmp_path, closed):
     script = (
-        "import os; from s10_resnet import cli; code = cli.run('train', ['--epochs', '0']); file = open('file', 'w'); "
-        "os.write(1, b'x'); os.write(2, b'x'); print(code, file.fileno() > 2, file=file)"
+        "import os, sys; from s10_resnet import cli; code = cli.run('train', ['--epochs', '0']); "
+        "file = open('file', 'w'); os.write(1, b'x'); os.write(2, b'x'); sys.stdout.write('x'); sys.stderr.write('x'); "
+        "print(code, file.fileno() > 2, file=file)"
     )
     command = f'"{sys.executable}" -c "{script}" {closed}'
     subprocess.run(command, shell=True, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True)
