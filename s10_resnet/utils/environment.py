@@ -54,12 +54,13 @@ def _git_commit(checkout: Path) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        ended = subprocess.run(command, env=environment, capture_output=True, check=True)
+        return ended.stdout.decode("ascii").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _cpu_name() -> str:
     path = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", path.read_text()) if path.exists() else []
+    names = re.findall(r"model name\s*: (.+)", path.read_text("utf-8", "replace")) if path.exists() else []
     return names[0] if names else platform.processor() or platform.machine()

@@ -38,6 +38,15 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
     assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
 
 
+def test_git_need_not_write_unicode(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nprintf 'fatal: \\377' >&2\nexit 128\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment._git_commit(tmp_path) is None
+
+
 def test_the_variables_of_a_git_hook_name_no_other_repository(tmp_path, monkeypatch):
     expected = environment._git_commit(REPOSITORY)
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
