@@ -164,7 +164,7 @@ class RunLogger(TrainingLogger):
             self.tensorboard.log(state.history)
 
     def _save_weights(self, state: TrainingState) -> None:
-        """Writes last.pt, and best.pt if the last epoch is the best."""
+        """Writes last.pt, and makes best.pt a hard link of it if the last epoch is the best."""
         last = state.history[-1]
         content = {
             "model": state.eval_model.state_dict(),

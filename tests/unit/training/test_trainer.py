@@ -154,9 +154,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_pat
 KILLED = {  # a file that is not written any more
     "history of the first epoch": (run_logger, "write_csv", 1),
     "weights of the first epoch": (serialization, "atomic_write", 2),
-    "checkpoint of the second epoch": (serialization, "atomic_write", 4),
+    "best weights": (run_logger, "link_or_copy", 1),
+    "checkpoint of the second epoch": (serialization, "atomic_write", 3),
     "history of the second epoch": (run_logger, "write_csv", 2),
-    "weights of the second epoch": (serialization, "atomic_write", 5),
+    "weights of the second epoch": (serialization, "atomic_write", 4),
     "summary": (run_logger, "write_json", 1),
 }
 
@@ -208,7 +209,8 @@ WRITTEN = {  # a file that is written when a signal comes, and the steps that ar
     "first checkpoint": (serialization, "atomic_write", 1, 3),
     "weights": (serialization, "atomic_write", 2, 3),
     "history": (run_logger, "write_csv", 1, 3),
-    "last checkpoint": (serialization, "atomic_write", 4, 6),
+    "best weights": (run_logger, "link_or_copy", 1, 3),
+    "last checkpoint": (serialization, "atomic_write", 3, 6),
     "summary": (run_logger, "write_json", 1, 6),
 }
 
@@ -235,7 +237,7 @@ def test_a_second_ctrl_c_ends_the_step_it_comes_in_and_saves_nothing(tmp_path):
 
 def test_a_second_ctrl_c_while_saving_leaves_the_last_checkpoint(finished, tmp_path):
     with fault(6, send(signal.SIGINT)), pytest.MonkeyPatch.context() as patch:
-        at_call(patch, serialization, "atomic_write", 4, send(signal.SIGINT))
+        at_call(patch, serialization, "atomic_write", 3, send(signal.SIGINT))
         with pytest.raises(ShutdownRequested) as stopped:
             train(small(tmp_path))
     assert stopped.value.urgent
@@ -304,7 +306,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(finished, tmp_pa
     folder = tmp_path / "run"
     full = OSError(errno.ENOSPC, "No space left on device", str(folder / "checkpoint.pt"))
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, serialization, "atomic_write", 4, failing(full))  # the checkpoint of the second epoch
+        at_call(patch, serialization, "atomic_write", 3, failing(full))  # the checkpoint of the second epoch
         with pytest.raises(EnvironmentFailure) as raised:
             train(small(tmp_path))
     assert str(raised.value) == (
