@@ -15,6 +15,7 @@ uniformly distributed.
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,11 @@ from s10_resnet.data.device_transforms import DeviceTransform
 from s10_resnet.data.transforms import reflect_pad, seed_transform, train_transform
 from s10_resnet.errors import InputError
 from s10_resnet.utils import signals
+from s10_resnet.utils.console import logger
+from s10_resnet.utils.launch import launch_env
+
+SHARED_MEMORY = Path("/dev/shm")  # through which workers pass their batches on Linux; 64 MB in a container by default
+MAX_PREFETCH = 4  # batches that a worker prepares in advance
 
 
 class BatchSpec(NamedTuple):
@@ -154,18 +160,41 @@ def _is_flipped_first(seed: int, num_images: int) -> np.ndarray:
 
 
 def create_loader(
-    dataset: Dataset[Any], sampler: Sampler[Any] | Sequence[Any], *, workers: int, pin_memory: bool
+    dataset: Dataset[Any], sampler: Sampler[Any] | Sequence[Any], *, workers: int, pin_memory: bool, batch_size: int = 1
 ) -> DataLoader:
-    """Creates a loader that yields the batches of ``sampler``; iterate over it with `iterate_batches`."""
+    """Creates a loader that yields the batches of ``sampler``; iterate over it with `iterate_batches`.
+
+    There are fewer workers, with a warning, if batches of ``batch_size`` images would not fit into shared memory.
+    """
+    fitting, prefetch = fit_shared_memory(workers, batch_size * (32 * 32 * 3 + 8))  # pixels and an int64 label
+    if fitting < workers:
+        logger.warning(
+            f"{SHARED_MEMORY} has no room for the batches of {workers} workers: {fitting} are used. Enlarge it, for "
+            "example with docker run --shm-size"
+        )
     return DataLoader(
         dataset,
         sampler=sampler,
         batch_size=None,  # an item is a whole batch
-        num_workers=workers,
+        num_workers=fitting,
         pin_memory=pin_memory,
         worker_init_fn=_init_worker,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if fitting else None,
     )
+
+
+def fit_shared_memory(workers: int, batch_bytes: int) -> tuple[int, int]:
+    """Returns how many workers, and batches prepared by each, fit into what is free of the shared memory.
+
+    Two more batches are in use, and the training processes of a machine share the memory. The batches are the same with
+    any number of workers.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers, MAX_PREFETCH
+    free = shutil.disk_usage(SHARED_MEMORY).free // launch_env().local_world_size
+    batches = max(0, free // batch_bytes - 2)
+    workers = min(workers, batches)
+    return workers, min(MAX_PREFETCH, batches // max(1, workers))
 
 
 def check_worker_sockets(workers: int) -> None:

@@ -19,13 +19,14 @@ class LaunchEnv(NamedTuple):
     local_rank: int = 0  # index of this process among those of this machine
     world_size: int = 1  # number of processes
     restart_count: int = 0  # how often the launcher has restarted the processes
+    local_world_size: int = 1  # number of processes on this machine
 
 
 def launch_env() -> LaunchEnv:
-    """Reads ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE`` and ``TORCHELASTIC_RESTART_COUNT``.
+    """Reads ``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``, ``LOCAL_WORLD_SIZE`` and ``TORCHELASTIC_RESTART_COUNT``.
 
     A ``WORLD_SIZE`` that is unset, empty or 1 means a single process, whatever the rank variables say. Without
-    ``LOCAL_RANK``, all processes are taken to be on one machine.
+    ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``, all processes are taken to be on one machine.
 
     Raises:
         InputError: If a variable is not an integer or out of range, or ``RANK`` is missing.
@@ -36,7 +37,8 @@ def launch_env() -> LaunchEnv:
         return LaunchEnv(restart_count=restart_count)
     rank = _integer("RANK", default=None, low=0, high=world_size - 1)
     local_rank = _integer("LOCAL_RANK", default=rank, low=0, high=rank)
-    return LaunchEnv(rank, local_rank, world_size, restart_count)
+    local_world_size = _integer("LOCAL_WORLD_SIZE", default=world_size, low=local_rank + 1, high=world_size)
+    return LaunchEnv(rank, local_rank, world_size, restart_count, local_world_size)
 
 
 def _integer(name: str, *, default: int | None, low: int, high: float = math.inf) -> int:

@@ -2,9 +2,11 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from itertools import pairwise
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from s10_resnet.data.loader import (
     StatelessBatchSampler,
     check_worker_sockets,
     create_loader,
+    fit_shared_memory,
     iterate_batches,
 )
 from s10_resnet.data.transforms import MEAN, reflect_pad
@@ -245,6 +248,57 @@ def test_no_worker_is_left_however_the_block_ends(error):
         if error:
             raise error
     assert children() == before
+
+
+def give_shared_memory(monkeypatch, tmp_path, free):
+    monkeypatch.setattr(data_loader, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+
+@pytest.mark.parametrize(
+    ("free", "workers", "expected"),
+    [
+        (2**40, 16, (16, 4)),
+        (64 * 2**20, 2, (2, 4)),
+        (64 * 2**20, 12, (12, 3)),  # of a container: 4 batches each would take 76 MB
+        (64 * 2**20, 16, (16, 2)),
+        (10 * 2**20, 16, (4, 1)),
+        (2**20, 16, (0, 0)),
+        (0, 1, (0, 0)),
+        (0, 0, (0, 4)),
+    ],
+)
+def test_the_batches_of_all_workers_fit_into_shared_memory(monkeypatch, tmp_path, free, workers, expected):
+    give_shared_memory(monkeypatch, tmp_path, free)
+    batch_bytes = 512 * 3080
+    fitting, prefetch = fit_shared_memory(workers, batch_bytes)
+    assert (fitting, prefetch) == expected
+    assert not fitting or (fitting * prefetch + 2) * batch_bytes <= free
+
+
+def test_ranks_share_the_shared_memory(monkeypatch, tmp_path):
+    give_shared_memory(monkeypatch, tmp_path, 64 * 2**20)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert fit_shared_memory(12, 512 * 3080) == (12, 1)
+
+
+def test_a_system_without_shared_memory_as_a_folder_has_no_bound(monkeypatch, tmp_path):
+    monkeypatch.setattr(data_loader, "SHARED_MEMORY", tmp_path / "missing")
+    assert fit_shared_memory(16, 2**60) == (16, 4)
+
+
+def test_a_loader_of_fewer_workers_says_so_and_loads_the_same(split, monkeypatch, tmp_path, capsys):
+    expected = load_all(split, workers=2)
+    assert not capsys.readouterr().err
+    give_shared_memory(monkeypatch, tmp_path, 10_000)
+    sampler = StatelessBatchSampler(len(split.labels), 16, 2, 3)
+    loader = create_loader(AugmentedBatches(split, **DEFAULT), sampler, workers=2, pin_memory=False, batch_size=16)
+    assert loader.num_workers == 0
+    assert f"{tmp_path} has no room for the batches of 2 workers: 0 are used." in capsys.readouterr().err
+    with iterate_batches(loader) as batches:
+        for ours, theirs in zip(batches, expected, strict=True):
+            assert torch.equal(ours[0], theirs[0])
 
 
 def test_a_full_shared_memory_is_an_error_and_not_a_hang(split, monkeypatch):

@@ -7,7 +7,7 @@ from s10_resnet.errors import InputError
 from s10_resnet.utils.launch import LaunchEnv, command, launch_env
 from tests.conftest import REPOSITORY
 
-NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def test_without_a_world_it_is_one_process(launched, text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("WORLD_SIZE=4 RANK=3 LOCAL_RANK=1", LaunchEnv(3, 1, 4)),
-        ("WORLD_SIZE=2 RANK=1", LaunchEnv(1, 1, 2)),
-        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 TORCHELASTIC_RESTART_COUNT=2", LaunchEnv(0, 0, 2, 2)),
+        ("WORLD_SIZE=4 RANK=3 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2", LaunchEnv(3, 1, 4, local_world_size=2)),
+        ("WORLD_SIZE=2 RANK=1", LaunchEnv(1, 1, 2, local_world_size=2)),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 TORCHELASTIC_RESTART_COUNT=2", LaunchEnv(0, 0, 2, 2, 2)),
         ("TORCHELASTIC_RESTART_COUNT=1", LaunchEnv(restart_count=1)),  # torchrun --nproc-per-node 1
         ("WORLD_SIZE=1 TORCHELASTIC_RESTART_COUNT=", LaunchEnv()),
     ],
@@ -56,6 +56,7 @@ def test_the_variables_are_read(launched, text, expected):
         ("WORLD_SIZE=2 RANK=-1", "RANK=-1: must be an integer from 0 to 1"),
         ("WORLD_SIZE=2 RANK=one", "RANK=one: must be an integer from 0 to 1"),
         ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=1", "LOCAL_RANK=1: must be an integer from 0 to 0"),
+        ("WORLD_SIZE=2 RANK=1 LOCAL_WORLD_SIZE=1", "LOCAL_WORLD_SIZE=1: must be an integer from 2 to 2"),
         ("TORCHELASTIC_RESTART_COUNT=x", "TORCHELASTIC_RESTART_COUNT=x: must be an integer of at least 0"),
     ],
 )
