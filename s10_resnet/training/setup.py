@@ -24,7 +24,7 @@ from s10_resnet.data.transforms import MEAN, STD
 from s10_resnet.errors import InputError
 from s10_resnet.models.init import dirac_init_, whitening_init_
 from s10_resnet.models.resnet import build_model
-from s10_resnet.training.optim import create_ema, create_optimizer, create_scheduler
+from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.environment import collect_environment
 from s10_resnet.utils.runtime import Runtime, default_num_workers, init_runtime
@@ -137,7 +137,7 @@ class Setup(Generic[C]):
         """Returns the state before the first step of a training."""
         config, model = self.config, self.build_model()
         optimizer = self.build_optimizer(model, max_lr)
-        ema_model = create_ema(model, config.ema_decay) if config.ema_decay else None
+        ema_model = EMA(model, config.ema_decay) if config.ema_decay else None
         scheduler = create_scheduler(optimizer, **self.schedule(max_lr))
         return TrainingState(model, optimizer, scheduler, self.runtime, ema_model)
 
@@ -172,7 +172,8 @@ class Setup(Generic[C]):
             world_size=runtime.world_size,
         )
         pin_memory = runtime.device.type == "cuda" and self.augment_on == "cpu"
-        return create_loader(batches, sampler, workers=self.workers, pin_memory=pin_memory)
+        batch_size = config.batch_size // runtime.world_size
+        return create_loader(batches, sampler, workers=self.workers, pin_memory=pin_memory, batch_size=batch_size)
 
     def first_batch(self) -> tuple[np.ndarray, list[str]]:
         """Returns the first augmented batch, uint8 ``[B, 32, 32, 3]``, and the class names of its images."""

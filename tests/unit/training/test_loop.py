@@ -12,7 +12,7 @@ from torch import nn
 
 from s10_resnet.errors import TrainingError
 from s10_resnet.training.loop import train_one_epoch
-from s10_resnet.training.optim import create_ema, create_optimizer, create_scheduler, planned_lrs
+from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler, planned_lrs
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.runtime import Runtime
 from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown
@@ -68,7 +68,7 @@ def with_bad(batches, step):
 def make_state(model, runtime, ema=False, kind=TrainingState):
     optimizer = create_optimizer(model, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     scheduler = create_scheduler(optimizer, **SCHEDULE)
-    return kind(model, optimizer, scheduler, runtime, create_ema(model, 0.9) if ema else None)
+    return kind(model, optimizer, scheduler, runtime, EMA(model, 0.9) if ema else None)
 
 
 def fp16(scale=2.0**10):
