@@ -52,13 +52,18 @@ def explain_system_error(error: BaseException) -> str | None:
     import torch  # takes seconds, and the command line imports this module before it reads any flags
 
     text = str(error)
-    full = re.search(r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory", text)
+    # cuBLAS says that it is not initialized when there is no memory for its handle.
+    full = re.search(r"CU(BLAS|DNN)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDA error: out of memory", text)
     if full or isinstance(error, torch.OutOfMemoryError):
         return "the accelerator's memory is full; lower --batch-size, or end what else uses it"
     if isinstance(error, MemoryError) or re.search(r"can't allocate memory|Cannot allocate memory", text):
         return "the memory is full; lower --batch-size or --workers, or end what else uses it"
     if "no kernel image is available" in text:
         return "this torch was not built for the accelerator; install one that was (pytorch.org), or --device cpu"
+    if "busy or unavailable" in text:
+        return (
+            "the accelerator is in use by another process, which does not share it; end that, or use another --device"
+        )
     if "Too many open files" in text:
         return f"too many open files; {REMEDIES[errno.EMFILE]}"
     if re.search(

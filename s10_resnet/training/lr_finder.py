@@ -132,7 +132,7 @@ def range_test(
         device=runtime.device,
         amp_backend="torch",
         amp_config=runtime.autocast_options,
-        grad_scaler=runtime.scaler,
+        grad_scaler=runtime.new_scaler(),
     )
     stdout = sys.stdout
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import os
 import platform
+import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s10_resnet.errors import InputError
+from s10_resnet.utils.console import logger
 from s10_resnet.utils.launch import LaunchEnv, launch_env
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +54,10 @@ class Runtime:
     def autocast(self) -> torch.autocast:
         """The context manager of a forward pass."""
         return torch.autocast(**self.autocast_options)
+
+    def new_scaler(self) -> torch.amp.GradScaler:
+        """Returns a scaler in its initial state, for steps whose scale must not be that of the training."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """Wraps a model in `DistributedDataParallel`, if there is more than one process."""
@@ -91,6 +100,8 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
     chosen = _resolve_device(device)
     if launch.world_size > 1 and chosen.type == "cuda":
         chosen = _resolve_device(f"cuda:{launch.local_rank}")
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # what synchronizes, pins memory or asks for capabilities takes the current one
     precision = _resolve_precision(precision, chosen)
     if chosen.type == "cpu":
         keep_freed_memory()
@@ -119,7 +130,8 @@ def best_precision(device: torch.device) -> str:
     bf16 is slower than fp32.
     """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with nullcontext() if device.index is None else torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
         # Not in every torch from 2.10 on; without it nothing is known of the processor.
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -128,12 +140,12 @@ def best_precision(device: torch.device) -> str:
 
 
 def default_num_workers(device: torch.device) -> int:
-    """Number of data loading processes for a device.
+    """Number of data loading processes for a device: the cores, divided among the training processes of this machine.
 
     A CPU spends 1 to 2 % of its time on augmentation: workers would only take cores from the training step.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if device.type == "cpu" else min(cores, 16)
+    return 0 if device.type == "cpu" else min(max(1, cores // launch_env().local_world_size), 16)
 
 
 def keep_freed_memory() -> None:
@@ -162,7 +174,10 @@ def _init_process_group(backend: str, launch: LaunchEnv) -> None:
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         available = torch.accelerator.current_accelerator(check_available=True)
-        return available if available is not None and available.type in ("cuda", "mps") else torch.device("cpu")
+        if available is not None and available.type in ("cuda", "mps"):
+            return available
+        _warn_of_unusable_gpu()
+        return torch.device("cpu")
     kind, _, index = str(name).partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 0)
     if not (index or "0").isdecimal() or int(index or 0) >= count:
@@ -172,6 +187,21 @@ def _resolve_device(name: str) -> torch.device:
         why = f"no {gpu} GPU was found; " if gpu and not count else ""
         raise InputError(f"--device {name}: {why}must be one of {', '.join(['auto', 'cpu', *present])} here")
     return torch.device(name)
+
+
+@functools.cache  # once: a sweep resolves its device again for every training
+def _warn_of_unusable_gpu() -> None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not _has_nvidia_driver():
+        return
+    cause = "torch finds no GPU it can use: the driver may be too old for it, or the container has no access"
+    if torch.version.cuda is None:
+        cause = "this build of torch is without CUDA: install one that has it (pytorch.org)"
+    logger.warning(f"an NVIDIA driver is present, but the CPU is used: {cause}. --device cpu avoids this warning")
+
+
+def _has_nvidia_driver() -> bool:
+    # The first is Linux's, the second comes with the driver on Windows and WSL as well.
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _resolve_precision(name: str, device: torch.device) -> str:

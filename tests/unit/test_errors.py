@@ -59,6 +59,8 @@ TEXTS = [
     ),
     ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:31415", PROCESS_GONE),
     ("[pair.cc:545] Read error [127.0.0.1]:26019: Connection reset by peer. Check the logs.", PROCESS_GONE),
+    ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", ACCELERATOR),
+    ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported ...", ACCELERATOR),
     ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", ACCELERATOR),
     ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", ACCELERATOR),
     ("Pin memory thread exited unexpectedly", "the thread that pins memory ended"),
@@ -137,7 +139,10 @@ def test_an_accelerator_that_fails():
     assert failure("CUDA error: unspecified launch failure").startswith(
         "the accelerator failed (CUDA error: unspecified launch failure); "
     )
-    assert failure("CUDA error: out of memory").startswith(ACCELERATOR)
+    assert failure("CUDA error: out of memory").startswith(ACCELERATOR)  # in creating the context on a full card
+    assert failure("CUDA error: CUDA-capable device(s) is/are busy or unavailable").startswith(
+        "the accelerator is in use by another process, "
+    )
     assert "not built for" in failure("CUDA error: no kernel image is available for execution on the device")
 
 

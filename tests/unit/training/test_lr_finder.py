@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 from s10_resnet.training import lr_finder
 from s10_resnet.training.lr_finder import LRCurve
 from s10_resnet.training.optim import create_optimizer
+from s10_resnet.utils.runtime import Runtime
 
 LRS = np.logspace(-6, 0, 601)
 X = np.log10(LRS)
@@ -236,6 +238,16 @@ def test_model_and_optimizer_are_restored(split, cpu):
     run_range_test(split, cpu, model, optimizer=optimizer)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert optimizer.state_dict() == settings
+
+
+def test_the_scale_of_fp16_is_that_of_a_new_training_after_the_test(split):
+    """An overflow in the test, or its successful steps, must not change the scale that the training starts with."""
+    run = Runtime(torch.device("cpu"), "fp16", torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1))
+    before = run.scaler.state_dict()
+    assert len(run_range_test(split, run, Pixels(), steps=20, end_lr=1e-3).lrs) == 20
+    assert run.scaler.state_dict() == before
+    assert run.new_scaler().state_dict() == torch.amp.GradScaler("cpu").state_dict()
+    assert not replace(run, scaler=torch.amp.GradScaler("cpu", enabled=False)).new_scaler().is_enabled()
 
 
 def test_the_curve_is_that_of_a_plain_loop(split, cpu):

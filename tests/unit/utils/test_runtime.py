@@ -2,7 +2,9 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,11 +52,102 @@ def test_older_cuda_devices_take_fp16(monkeypatch, native, precision):
     assert runtime.best_precision(torch.device("cuda")) == precision
 
 
+class FakeCuda:
+    """Two CUDA devices that record which is current."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.asked = 0, []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", self.set_device)
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", self.is_bf16_supported)
+
+    def set_device(self, device):
+        self.current = device.index
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def is_bf16_supported(self, including_emulation):
+        self.asked.append(self.current)
+        return self.current == 1  # the second is a newer one
+
+
+@pytest.mark.parametrize(("name", "index", "precision"), [("cuda:1", 1, "bf16"), ("cuda:0", 0, "fp16")])
+def test_the_device_of_a_training_is_made_current(monkeypatch, name, index, precision):
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: None)
+    run = runtime.init_runtime(name)
+    assert (str(run.device), cuda.current, run.precision) == (name, index, precision)
+    assert cuda.asked == [index]
+
+
+def test_every_rank_makes_its_device_current(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "_init_process_group", lambda backend, launch: None)
+    assert str(runtime.init_runtime("cuda", "fp32").device) == "cuda:1"
+    assert cuda.current == 1
+
+
+def test_a_forward_pass_asks_its_device_and_leaves_the_current_one(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    assert runtime.resolve_runtime("cuda:1", "auto").precision == "bf16"
+    assert (cuda.asked, cuda.current) == ([1], 0)
+
+
+@pytest.mark.parametrize(
+    ("driver", "visible", "build", "warning"),
+    [
+        (True, None, "13.2", "an NVIDIA driver is present, but the CPU is used: torch finds no GPU it can use"),
+        (True, "0", None, "an NVIDIA driver is present, but the CPU is used: this build of torch is without CUDA"),
+        (True, "", "13.2", ""),  # someone has hidden the GPUs
+        (False, None, None, ""),
+    ],
+)
+def test_an_nvidia_driver_without_cuda_is_warned_of_once(monkeypatch, capsys, driver, visible, build, warning):
+    monkeypatch.setattr(runtime, "_has_nvidia_driver", lambda: driver)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    runtime._warn_of_unusable_gpu.cache_clear()
+    runtime.init_runtime("cpu", "fp32")  # as asked for
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        assert runtime.init_runtime("auto", "fp32").device.type == "cpu"
+    said = capsys.readouterr().err
+    assert said.count(warning) == 1 if warning else not said
+    runtime._warn_of_unusable_gpu.cache_clear()
+
+
+def test_a_driver_is_found_by_its_program(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = runtime._has_nvidia_driver()
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    assert runtime._has_nvidia_driver()
+    assert before == Path("/proc/driver/nvidia/version").exists()
+
+
 def test_workers_help_a_device_but_take_cores_from_a_cpu(monkeypatch):
     assert runtime.default_num_workers(torch.device("cpu")) == 0
     for cores, workers in ((1, 1), (8, 8), (64, 16)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores))
         assert runtime.default_num_workers(torch.device("cuda")) == workers
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(16, 2, 8), (64, 8, 8), (64, 2, 16), (2, 4, 1)])
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch, cores, ranks, workers):
+    launch = {"WORLD_SIZE": 2 * ranks, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": ranks}  # two machines
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
+    assert runtime.default_num_workers(torch.device("cuda")) == workers
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
