@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from s10_resnet.errors import EnvironmentFailure
@@ -170,6 +169,8 @@ def smooth(curve: LRCurve, bandwidth: float = BANDWIDTH) -> np.ndarray:
     A loss above `DIVERGENCE_FACTOR` times the lowest until then counts as that: how far a diverging loss got in its
     last step says nothing, and would pull the minimum to lower rates.
     """
+    from scipy.ndimage import gaussian_filter1d  # a run without a range test does not need it
+
     losses = np.minimum(curve.losses, DIVERGENCE_FACTOR * np.minimum.accumulate(curve.losses))
     if len(losses) < 2:
         return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -85,7 +86,7 @@ class Setup(Generic[C]):
 
     def single_process(self) -> Setup[C]:
         """Returns the same for rank 0 on its own."""
-        return replace(self, runtime=self.runtime.single_process())
+        return replace(self, runtime=self.runtime.single_process()) if self.runtime.world_size > 1 else self
 
     def with_config(self, config: C) -> Setup[C]:
         """Returns the same data and device with other settings of training and augmentation.
@@ -153,15 +154,18 @@ class Setup(Generic[C]):
             "final_div_factor": config.final_div_factor,
         }
 
+    @cached_property
+    def batches(self) -> AugmentedBatches:
+        """The training images, padded and, if they are augmented there, on the device."""
+        config = self.config
+        options: dict[str, Any] = {name: getattr(config, name) for name in ("crop_padding", "flip", "cutout_size")}
+        if self.augment_on == "device":
+            return DeviceAugmentedBatches(self.train, self.runtime.device, **options)
+        return AugmentedBatches(self.train, **options, color_jitter=config.color_jitter)
+
     def build_loader(self, epochs: int, first_step: int = 0) -> DataLoader:
         """Returns the augmented batches of ``epochs`` epochs from ``first_step`` on: this process's part of each."""
         config, runtime = self.config, self.runtime
-        options: dict[str, Any] = {name: getattr(config, name) for name in ("crop_padding", "flip", "cutout_size")}
-        batches = (
-            DeviceAugmentedBatches(self.train, runtime.device, **options)
-            if self.augment_on == "device"
-            else AugmentedBatches(self.train, **options, color_jitter=config.color_jitter)
-        )
         sampler = StatelessBatchSampler(
             len(self.train.labels),
             config.batch_size,
@@ -173,12 +177,12 @@ class Setup(Generic[C]):
         )
         pin_memory = runtime.device.type == "cuda" and self.augment_on == "cpu"
         batch_size = config.batch_size // runtime.world_size
-        return create_loader(batches, sampler, workers=self.workers, pin_memory=pin_memory, batch_size=batch_size)
+        return create_loader(self.batches, sampler, workers=self.workers, pin_memory=pin_memory, batch_size=batch_size)
 
     def first_batch(self) -> tuple[np.ndarray, list[str]]:
         """Returns the first augmented batch, uint8 ``[B, 32, 32, 3]``, and the class names of its images."""
-        loader = self.single_process().build_loader(epochs=1)
-        images, labels = loader.dataset[next(iter(loader.sampler))]
+        sampler = StatelessBatchSampler(len(self.train.labels), self.config.batch_size, 1, self.config.seed)
+        images, labels = self.batches[next(iter(sampler))]
         return images.cpu().numpy(), [self.train.classes[label] for label in labels]
 
     def eval_tensors(self) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 
@@ -6,12 +8,14 @@ import pytest
 import torch
 
 from s10_resnet.config import TrainConfig
-from s10_resnet.data import dataset
+from s10_resnet.data import dataset, loader
 from s10_resnet.data.loader import AugmentedBatches, DeviceAugmentedBatches
+from s10_resnet.data.transforms import reflect_pad
 from s10_resnet.errors import InputError
 from s10_resnet.training.optim import planned_lrs
 from s10_resnet.training.setup import _resolve_augment_on, create_setup
 from s10_resnet.utils.runtime import Runtime, best_precision
+from tests.conftest import REPOSITORY
 from tests.runs import same_tensors, small_splits
 
 
@@ -28,6 +32,38 @@ def make(**changes):
 def runtime_on(device, world_size=1):
     """A runtime of a device that need not be there."""
     return Runtime(torch.device(device), "fp32", torch.amp.GradScaler("cpu", enabled=False), world_size=world_size)
+
+
+def test_what_the_first_step_does_not_need_is_not_imported():
+    script = """
+import sys
+from s10_resnet.config import TrainConfig
+from s10_resnet.data import dataset, synthetic
+from s10_resnet.training import trainer
+split = dataset.Split(*synthetic.generate(50, seed=1), synthetic.CLASSES)
+dataset.load_synthetic = lambda: (split, split)
+setup = trainer.create_setup(TrainConfig(dataset="synthetic", device="cpu", precision="fp32", batch_size=25, epochs=1))
+log, training = trainer.TrainingLogger(), trainer.Trainer(setup, 0.01)
+log.on_step = lambda state: state.state_dict()  # as of a checkpoint
+training.fit(log)
+late = "torch_lr_finder torchvision matplotlib scipy.ndimage jinja2"
+print(training.state.step, *(name for name in late.split() if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
+
+
+def test_images_are_padded_once(monkeypatch):
+    padded = []
+    monkeypatch.setattr(loader, "reflect_pad", lambda images, pixels: padded.append(1) or reflect_pad(images, pixels))
+    setup = make()
+    batches = setup.build_loader(epochs=1).dataset
+    images, names = setup.first_batch()
+    first, labels = next(iter(setup.single_process().build_loader(epochs=2)))
+    assert len(padded) == 1
+    np.testing.assert_array_equal(images, first)
+    assert names == [setup.train.classes[label] for label in labels]
+    assert setup.with_config(setup.config.replace(flip="none")).batches is not batches
 
 
 def test_everything_left_open_is_resolved():
