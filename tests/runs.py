@@ -34,7 +34,7 @@ WEIGHTS = {"last.pt", "best.pt", "checkpoint.pt", "checkpoint.previous.pt"}
 RECORDS = {"config.json", "history.csv", "summary.json"}
 FILES = PLOTS | WEIGHTS | RECORDS | {"MODEL_CARD.md", "report.html"}
 
-DRAW = {name: getattr(RunLogger, name) for name in ("_draw_plan", "_draw_results")}  # `use_small_parts` replaces them
+DRAW = {name: getattr(RunLogger, name) for name in ("_draw_setup", "_draw_results")}  # `use_small_parts` replaces them
 STEPS = 3  # per epoch of `small`: batches of 25, 25 and 10 images
 # A range test whose minimum is at 10**-2.5.
 PARABOLA = LRCurve(np.logspace(-6, 0, 50), 1 + (np.linspace(-6, 0, 50) + 2.5) ** 2)

@@ -48,6 +48,7 @@ class RunLogger(TrainingLogger):
     def __init__(self, setup: Setup[TrainConfig], run_dir: Path, max_lr: float, *, quiet: bool = False) -> None:
         self.setup, self.config, self.run_dir, self.max_lr = setup, setup.config, run_dir, max_lr
         self.quiet = quiet
+        self.draws_setup = not quiet and not (run_dir / "lr_schedule.png").exists()
         self.environment = setup.environment
         self.progress = Progress(
             setup.config.epochs, len(setup.train.labels), setup.steps_per_epoch, setup.eval_split, lines=not quiet
@@ -66,10 +67,7 @@ class RunLogger(TrainingLogger):
         return f"{line} continues from the last checkpoint"
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Draws what is known before the first step; of a resumed run, writes the files of its epochs again."""
-        if not self.quiet and not (self.run_dir / "lr_schedule.png").exists():
-            with warn_on_error("a plot could not be drawn"):
-                self._draw_plan()
+        """Of a resumed run, writes the files of its epochs again."""
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
             if state.metrics.steps == 0:
@@ -89,6 +87,8 @@ class RunLogger(TrainingLogger):
         self._write_metrics(state)
         self._save_weights(state)
         self.progress.on_epoch_end(state)
+        if len(state.history) == 1:  # not before the first step, which it would delay by a second
+            self._draw_setup()
 
     def on_train_end(self, state: TrainingState, status: str) -> dict[str, Any]:
         """Writes the summary, the plots and the report, and logs the result.
@@ -103,6 +103,7 @@ class RunLogger(TrainingLogger):
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
             return summary
+        self._draw_setup()
         with warn_on_error("a plot could not be drawn"):
             self._draw_results(state, summary)
         split = summary["eval_split"]
@@ -207,13 +208,18 @@ class RunLogger(TrainingLogger):
             **self.environment,
         }
 
-    def _draw_plan(self) -> None:
-        from s10_resnet.reporting import figures  # matplotlib takes a second to import
-
+    def _draw_setup(self) -> None:
+        """Draws samples.png and lr_schedule.png, once."""
+        if not self.draws_setup:
+            return
         setup = self.setup
-        images, labels = setup.first_batch()
-        lrs = planned_lrs(**setup.schedule(self.max_lr))
-        figures.plot_setup(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
+        with warn_on_error("a plot could not be drawn"):
+            from s10_resnet.reporting import figures
+
+            images, labels = setup.first_batch()
+            lrs = planned_lrs(**setup.schedule(self.max_lr))
+            figures.plot_setup(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
+        self.draws_setup = False
 
     def _draw_results(self, state: TrainingState, summary: dict[str, Any]) -> None:
         from s10_resnet.reporting import figures, html_report, model_card
