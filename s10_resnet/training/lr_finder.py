@@ -29,7 +29,7 @@ MIN_STEPS = 10  # of a curve that can be read
 MIN_FALL = 0.05  # of the loss, as a fraction of the first
 MIN_FALL_IN_NOISE = 4.0  # the same, as a multiple of the standard error of a difference between smoothed losses
 DIVERGENCE_FACTOR = 5  # a loss that is so many times the lowest so far ends the test
-MAX_POINTS = 1000  # that the rules read, of which one takes quadratic time
+MAX_POINTS = 1000  # that are smoothed and read, which takes quadratic time
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,18 @@ def smooth(curve: LRCurve, bandwidth: float = BANDWIDTH) -> np.ndarray:
     A loss above `DIVERGENCE_FACTOR` times the lowest until then counts as that: how far a diverging loss got in its
     last step says nothing, and would pull the minimum to lower rates.
     """
-    from scipy.ndimage import gaussian_filter1d  # a run without a range test does not need it
-
+    x = np.log10(curve.lrs)
     losses = np.minimum(curve.losses, DIVERGENCE_FACTOR * np.minimum.accumulate(curve.losses))
-    if len(losses) < 2:
-        return losses
-    sigma = bandwidth / _spacing(curve)
-    weights = gaussian_filter1d(np.ones_like(losses), sigma, mode="constant", truncate=8)  # below 1 at the ends
-    return gaussian_filter1d(losses, sigma, mode="constant", truncate=8) / weights
+    if len(x) > MAX_POINTS:  # there is a weight for every pair of points
+        parts = np.array_split(np.stack([x, losses]), MAX_POINTS, axis=1)
+        centers, means = np.array([part.mean(axis=1) for part in parts]).T
+        return np.interp(x, centers, _average(centers, means, bandwidth))
+    return _average(x, losses, bandwidth)
+
+
+def _average(x: np.ndarray, y: np.ndarray, bandwidth: float) -> np.ndarray:
+    weights = np.exp(-0.5 * ((x[:, None] - x[None, :]) / bandwidth) ** 2)  # [S, S]
+    return weights @ y / weights.sum(axis=1)
 
 
 def noise_of_fall(curve: LRCurve, bandwidth: float = BANDWIDTH) -> float:

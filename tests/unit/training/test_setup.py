@@ -46,7 +46,7 @@ setup = trainer.create_setup(TrainConfig(dataset="synthetic", device="cpu", prec
 log, training = trainer.TrainingLogger(), trainer.Trainer(setup, 0.01)
 log.on_step = lambda state: state.state_dict()  # as of a checkpoint
 training.fit(log)
-late = "torch_lr_finder torchvision matplotlib scipy.ndimage jinja2"
+late = "torch_lr_finder torchvision matplotlib jinja2"
 print(training.state.step, *(name for name in late.split() if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
