@@ -14,7 +14,7 @@ import torch
 from s10_resnet.errors import InputError
 from s10_resnet.utils.io import atomic_write, read_file
 
-MAX_VALUES = 10**6  # a history of 10,000 epochs has a tenth of them
+MAX_VALUES = 200_000  # a history of 10,000 epochs has half of them
 DIGEST_SIZE = 71  # bytes of "sha256:" and 64 hexadecimal digits
 
 

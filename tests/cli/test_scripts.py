@@ -1,4 +1,4 @@
-"""The commands as users type them, in eight processes of their own: see tests/integration for all else."""
+"""The commands as users type them, in eight processes of their own, and those of README.md; tests/integration has the rest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import matplotlib
 import pytest
 
 from s10_resnet.utils import serialization
+from tests.cli.readme import readme_commands, run_readme
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = "--dataset synthetic --max-train-samples 60 --batch-size 20 --device cpu"
@@ -96,6 +98,14 @@ def audit(folder: Path) -> Ended:
     )
 
 
+def readme(folder: Path) -> subprocess.CompletedProcess | None:
+    """Runs the commands of README.md."""
+    if os.name != "posix" or shutil.which("bash") is None:
+        return None
+    (folder / "clone").mkdir()
+    return run_readme(folder / "clone")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("outputs")
@@ -104,7 +114,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ends(folder):
     """What becomes of the trainings, which run two at a time."""
-    work = (stop_and_resume, search_and_train, sweep_and_extend, audit)
+    work = (stop_and_resume, readme, search_and_train, sweep_and_extend, audit)
     with ThreadPoolExecutor(2) as pool:
         futures = {function: pool.submit(function, folder) for function in work}
         yield futures
@@ -149,6 +159,21 @@ def test_a_sweep_trains_variants_and_is_extended(ends, folder):
         ("flip=none", 0, 2),
     ]
     assert (content["eval_split"], content["eval_images"]) == ("val", 8)
+
+
+def test_the_commands_of_the_readme_work_one_after_another(ends, folder):
+    ended = ends[readme].result()
+    if ended is None:
+        pytest.skip("README's commands are for a POSIX shell")
+    told = f"{ended.stdout}\n{ended.stderr}"
+    codes = [int(code) for code in re.findall(r"^exit code (\d+)$", ended.stdout, re.MULTILINE)]
+    wrong = [command for command, code in zip(readme_commands(), codes, strict=True) if code]
+    assert wrong == ["python scripts/train.py --lr 0.01"], told
+    assert "train.py: error: --lr: is unknown; did you mean --max-lr?\n" in ended.stderr
+    assert "examples/cat.png  " in ended.stdout
+    assert "(1, 10)\n" in ended.stdout
+    assert ended.stdout.count("\ncompleted after epoch 1: ") == 3  # two trainings, and a run resumed after its end
+    assert len(list((folder / "clone" / "outputs").iterdir())) == 3
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):

@@ -34,6 +34,7 @@ def runtime_on(device, world_size=1):
     return Runtime(torch.device(device), "fp32", torch.amp.GradScaler("cpu", enabled=False), world_size=world_size)
 
 
+@pytest.mark.slow
 def test_what_the_first_step_does_not_need_is_not_imported():
     script = """
 import sys

@@ -168,9 +168,9 @@ def test_shared_values_count_as_often_as_they_are_there(tmp_path):
     for _ in range(40):
         doubled = [doubled, {"again": doubled}]
     endless.append(endless)
-    for value in (doubled, endless, [[0] * 10**6] * 10**6):
+    for value in (doubled, endless, [[0] * 10**5] * 10**5):
         serialization.save(tmp_path / "last.pt", {"config": {"value": value}})
-        with pytest.raises(CheckpointError, match=r": holds more than 1,000,000 values, which no checkpoint"):
+        with pytest.raises(CheckpointError, match=r": holds more than 200,000 values, which no checkpoint"):
             serialization.load(tmp_path / "last.pt")
     many = {"history": [[0.0] * 9] * 10_000}
     serialization.save(tmp_path / "last.pt", many)
