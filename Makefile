@@ -5,7 +5,7 @@ BIN := .venv/bin
 BASE ?= a828d3c
 HEAD ?= WORKTREE
 
-.PHONY: train test test-all stress golden format clean
+.PHONY: train test test-unit test-commands test-all stress golden format clean
 
 train: .venv/.installed
 	$(BIN)/python scripts/train.py --dataset auto --epochs 24
@@ -14,7 +14,14 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 test-unit test-commands
+
+# The two halves of the tests, side by side: a thread each, so that they do not wait for each other.
+test-unit:
+	$(BIN)/python -m pytest -m 'not slow' --ignore=tests/cli --ignore=tests/integration
+
+test-commands:
+	$(BIN)/python -m pytest -m 'not slow' tests/cli tests/integration
 
 test-all: test
 	$(BIN)/python -m pytest -m slow

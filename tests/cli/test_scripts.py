@@ -1,4 +1,4 @@
-"""The commands as users type them, in eight processes of their own, and those of README.md; tests/integration has the rest."""
+"""The commands as users type them in eight processes, and those of README.md; tests/integration has the rest."""
 
 from __future__ import annotations
 

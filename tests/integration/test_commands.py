@@ -233,7 +233,9 @@ def test_make_checks_and_trains():
         ".venv/bin/ruff check .",
         ".venv/bin/ruff format --check .",
         ".venv/bin/mypy",
-        ".venv/bin/python -m pytest -m 'not slow'",
+        "OMP_NUM_THREADS=1 make --no-print-directory --jobs=2 test-unit test-commands",
+        ".venv/bin/python -m pytest -m 'not slow' --ignore=tests/cli --ignore=tests/integration",
+        ".venv/bin/python -m pytest -m 'not slow' tests/cli tests/integration",
     ]
     assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == "make test"
 
