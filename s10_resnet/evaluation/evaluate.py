@@ -88,10 +88,8 @@ def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray
 
 
 def _log(content: dict[str, Any], described: str) -> None:
-    logger.info(
-        f"{content['checkpoint']}: epoch {content['epoch']}; {described}, "
-        f"test-time augmentation {content['tta']}; {content['device']}, {content['precision']}"
-    )
+    logger.info(f"{content['checkpoint']}, epoch {content['epoch']}")
+    logger.info(f"{described}, test-time augmentation {content['tta']}; {content['device']}, {content['precision']}")
     if content["errors"]:
         logger.info(f"images that cannot be read, and are not counted: {len(content['errors']):,}")
     without = "" if content["tta"] == "none" else f" (without TTA {content['accuracy_without_tta']:.2%})"

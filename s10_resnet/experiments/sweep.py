@@ -236,7 +236,7 @@ def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
     title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
     with warn_on_error("a plot could not be drawn"):
         plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
-    logger.info(f"see {sweep_dir / FILE} and sweep.png; {command('compare')} {sweep_dir} compares the curves")
+    logger.info(f"see {sweep_dir / FILE} and sweep.png; to compare the curves:\n{command('compare')} {sweep_dir}")
 
 
 def _table(content: Mapping[str, Any]) -> list[list[str]]:

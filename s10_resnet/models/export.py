@@ -59,7 +59,7 @@ def export(config: ExportConfig) -> Path:
         atomic_write(output, file_format.encode(model))
         difference = _compare(output, model, file_format.open(output), images)
     logger.info(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {config.format}")
-    logger.info("input: images, uint8 [B, 32, 32, 3], RGB pixels from 0 to 255; normalization is part of the network")
+    logger.info("input: images, uint8 [B, 32, 32, 3], RGB pixels from 0 to 255, not normalized")
     logger.info(f"output: logits, float32 [B, {len(model.classes)}]; apply softmax for probabilities")
     logger.info(f"largest logit difference {difference:.7f} over {len(images)} {description}")
     return output

@@ -179,9 +179,10 @@ def summarized(tmp_path):
 def table(content, folder, capsys):
     _report(folder, content)
     assert (folder / "sweep.png").exists()
-    blank, title, *lines, last = capsys.readouterr().out.splitlines()
+    blank, title, *lines, last, compare = capsys.readouterr().out.splitlines()
     assert (blank, title) == ("", "accuracy in % on the 12 val images of synthetic after the last epoch")
-    assert last.startswith(f"see {folder / 'sweep.json'} and sweep.png; ")
+    assert last == f"see {folder / 'sweep.json'} and sweep.png; to compare the curves:"
+    assert compare.endswith(f" {folder}")
     return [re.split(r" {2,}", line.strip()) for line in lines]
 
 
