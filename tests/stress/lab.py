@@ -20,7 +20,7 @@ from tests.outcome import outcome
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = "--dataset synthetic --max-train-samples 60 --batch-size 20 --epochs 4 --checkpoint-every-minutes 0.002"
 STEPS = 12
-TIMEOUT = 240.0
+TIMEOUT = 480.0
 LANES = 2
 
 
