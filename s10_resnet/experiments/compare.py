@@ -17,7 +17,7 @@ from s10_resnet.experiments.statistics import summarize
 from s10_resnet.reporting import plots
 from s10_resnet.reporting.formatting import plural
 from s10_resnet.training.run_files import CONFIG, HISTORY, SUMMARY, read_config, read_history, read_summary
-from s10_resnet.utils.console import format_table, logger
+from s10_resnet.utils.console import format_table, logger, warn_on_error
 from s10_resnet.utils.io import create_run_dir, write_json
 
 # Settings without influence on the results; runs that differ in nothing else are repetitions of each other.
@@ -80,7 +80,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     content = _summarize(groups)
     run_dir = create_run_dir(config.output_dir, config.name, "compare")
     write_json(run_dir / "comparison.json", content)
-    _plot_curves(run_dir / "curves.png", groups, content["groups"])
+    with warn_on_error("a plot could not be drawn"):
+        _plot_curves(run_dir / "curves.png", groups, content["groups"])
 
     logger.info(f"evaluated on {', '.join(dict.fromkeys(group['evaluated_on'] for group in content['groups']))}\n")
     _print_table([_result_cells(group) for group in content["groups"]])

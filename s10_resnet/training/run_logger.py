@@ -115,7 +115,8 @@ class RunLogger(TrainingLogger):
             f"best {split} accuracy {summary['best_eval_accuracy']:.2%} in epoch {summary['best_epoch']}; "
             f"{summary['train_seconds']:,.1f} s of training steps, {summary['images_per_second']:,.0f} images/s"
         )
-        logger.info(f"see {self.run_dir / 'curves.png'}, or report.html for everything on one page")
+        if (self.run_dir / "report.html").exists():
+            logger.info(f"see {self.run_dir / 'curves.png'}, or report.html for everything on one page")
         return summary
 
     def on_interrupt(self, state: TrainingState) -> None:

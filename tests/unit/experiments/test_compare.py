@@ -11,6 +11,7 @@ from s10_resnet.errors import InputError
 from s10_resnet.experiments.compare import compare
 from s10_resnet.reporting import plots
 from s10_resnet.training import run_files
+from tests.runs import failing
 from tests.unit.training.test_run_files import SUMMARY
 
 SAME_SEED = "has runs with the same seed, which are not independent of each other"
@@ -63,6 +64,13 @@ def refusal(tmp_path, *runs):
 
 def labels(content):
     return [(group["label"], group["n"]) for group in content["groups"]]
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "plot_comparison", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
+    runs = [write(tmp_path / f"run-{seed}", (0.5, 0.75), seed=seed) for seed in (1, 2)]
+    assert labels(compared(tmp_path, *runs)) == [("run-1 +1", 2)]
+    assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")
 
 
 def test_statistics_of_runs_that_differ_in_the_seed(tmp_path, drawn):
