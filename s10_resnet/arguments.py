@@ -230,7 +230,7 @@ def _explain_unknown(name: str, known: Iterable[str], prefix: str) -> str:
 def _read_config(settings_class: type[Settings], path: str) -> dict[str, Any]:
     """Returns what a file of settings changes of the defaults of a training, as far as a command has such settings.
 
-    The others keep the defaults of the command: a sweep holds images out although a training does not. The name is
+    The others keep the defaults of the command: a sweep holds images out although a run does not. The name is
     left out, because each run has a folder of its own.
     """
     try:

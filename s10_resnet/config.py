@@ -175,7 +175,7 @@ class Settings(BaseModel):
 
 
 class OneCycleConfig(Settings):
-    """Settings of a training that have no part in a range test."""
+    """Settings of a run that have no part in a range test."""
 
     epochs: int = _training(24, "number of epochs", ge=1, le=10_000)
     max_lr: LearningRate | Literal["auto"] = _training(5e-3, "peak learning rate; auto runs the range test first")
@@ -187,7 +187,7 @@ class OneCycleConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Settings that trainings and range tests share: what builds data, network and optimizer takes either."""
+    """Settings that runs and range tests share: what builds data, network and optimizer takes either."""
 
     batch_size: int = _training(512, "images per training step", ge=1)
     weight_decay: float = _training(0.6, "decoupled weight decay of convolutions and linear layer", ge=0)
@@ -313,7 +313,7 @@ class BenchmarkConfig(Settings):
     profile: bool = _training(False, "also profile an epoch by operation, to profile.txt")
     gpu_report: bool = _training(
         False,
-        "instead, measure on a CUDA GPU whole trainings, data loading, idle time, precisions and resuming, in about 8 "
+        "instead, measure on a CUDA GPU whole runs, data loading, idle time, precisions and resuming, in about 8 "
         "minutes, to gpu-report.md; with --quick, a dry run on any device with a few synthetic images",
     )
     epochs: int = _training(24, "number of epochs of the whole process", ge=1, le=10_000)

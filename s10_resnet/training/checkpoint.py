@@ -73,7 +73,7 @@ def _hint(previous: Path) -> str:
 
 
 def restore(state: TrainingState, saved: dict[str, Any], epochs: int, steps_per_epoch: int) -> None:
-    """Loads a checkpoint into the state of a training of ``epochs * steps_per_epoch`` steps.
+    """Loads a checkpoint into the state of a run of ``epochs * steps_per_epoch`` steps.
 
     Raises:
         CheckpointError: If it does not fit the settings, or contradicts itself.

@@ -66,7 +66,7 @@ class Setup(Generic[C]):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the bits of a training depend on besides the settings."""
+        """What the result depends on besides the settings."""
         return {
             "device": str(self.runtime.device),
             "precision": self.runtime.precision,

@@ -150,7 +150,7 @@ def fit_run(
 
 
 def _fit_on_other_rank(setup: Setup[TrainConfig], saved: dict[str, Any] | None = None) -> None:
-    """Takes part in the training of rank 0. A signal is deferred: rank 0 saves, then all end."""
+    """Takes part in the run of rank 0. A signal is deferred: rank 0 saves, then all end."""
     trainer = Trainer(setup, setup.runtime.broadcast(0.0), saved)
     try:
         with defer_signals():
