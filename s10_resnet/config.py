@@ -313,7 +313,7 @@ class BenchmarkConfig(Settings):
     profile: bool = _training(False, "also profile an epoch by operation, to profile.txt")
     gpu_report: bool = _training(
         False,
-        "instead, measure on a CUDA GPU whole runs, data loading, idle time, precisions and resuming, in about 8 "
+        "instead, measure on a CUDA GPU whole runs, data loading, idle time, precisions and resuming, in about 5 "
         "minutes, to gpu-report.md; with --quick, a dry run on any device with a few synthetic images",
     )
     epochs: int = _training(24, "number of epochs of the whole process", ge=1, le=10_000)
