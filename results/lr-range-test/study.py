@@ -1,6 +1,10 @@
-"""How much the rules differ between seeds on the curves in lr_finder.csv: ``python results/lr-range-test/study.py``."""
+"""How much the rules differ between seeds on the curves in lr_finder.csv: ``python results/lr-range-test/study.py``.
+
+At the end, the recommendation of today, a third of the way into the flat part, on all curves there are.
+"""
 
 import csv
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +16,7 @@ from s10_resnet.training.lr_finder import LRCurve
 
 FIRST_EIGHT = [0, 1, 2, 3, 5, 6, 7, 8]  # the seeds that were there when the rule was first changed
 Rule = Callable[[LRCurve], float]
+middle = partial(lr_finder.flat_minimum, position=0.5)  # flat_minimum as it was until version 0.2
 
 
 def read() -> list[LRCurve]:
@@ -20,6 +25,13 @@ def read() -> list[LRCurve]:
         rows = list(csv.DictReader(file))
     lrs = np.array([float(row["lr"]) for row in rows])
     return [LRCurve(lrs, np.array([float(row[f"loss_seed_{seed}"]) for row in rows])) for seed in range(10)]
+
+
+def read_curve(path: Path) -> LRCurve:
+    """The curve of a file that find_lr.py wrote."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return LRCurve(*(np.array([float(row[name]) for row in rows]) for name in ("lr", "loss")))
 
 
 def average(curves: list[LRCurve]) -> LRCurve:
@@ -103,13 +115,13 @@ def main() -> None:
         "flat_minimum 0.1, 0.15, between steps",
         [smoothed(partial(middle_of_steps, fraction=0.1), 0.15)(c) for c in curves],
     )
-    chosen = [smoothed(partial(lr_finder.flat_minimum, fraction=0.2), 0.2)(curve) for curve in curves]
+    chosen = [smoothed(partial(middle, fraction=0.2), 0.2)(curve) for curve in curves]
     print_range("flat_minimum 0.2, 0.2, the first eight", [chosen[seed] for seed in FIRST_EIGHT])
     print_range("flat_minimum 0.2, 0.2", chosen)
     for fraction, bandwidth in ((0.15, 0.3), (0.1, 0.3), (0.2, 0.3), (0.15, 0.2), (0.15, 0.4)):
         print_range(
             f"flat_minimum {fraction}, {bandwidth}",
-            [smoothed(partial(lr_finder.flat_minimum, fraction=fraction), bandwidth)(curve) for curve in curves],
+            [smoothed(partial(middle, fraction=fraction), bandwidth)(curve) for curve in curves],
         )
     for fraction in (0.15, 0.2):
         rule = smoothed(partial(weighted_middle, fraction=fraction), 0.3)
@@ -117,13 +129,22 @@ def main() -> None:
     for bandwidth in (0.15, 0.2, 0.3):
         print_range(f"parabola 0.15, {bandwidth}", [parabola(curve, bandwidth, 0.15) for curve in curves])
 
-    taken = smoothed(lr_finder.flat_minimum, lr_finder.BANDWIDTH)
+    taken = smoothed(middle, lr_finder.BANDWIDTH)
     for length in (20, 25):
         print_spread(f"1,000 resampled, pieces of {length}", [taken(c) for c in resampled(curves, length, 1000)])
     for tests in (2, 3):
         drawn = resampled(curves, 20, 1000 * tests)
         groups = [drawn[i : i + tests] for i in range(0, len(drawn), tests)]
         print_spread(f"averages of {tests}, pieces of 20", [taken(average(group)) for group in groups])
+
+    here = Path(__file__).parent
+    default = [read_curve(path) for path in sorted((here / "default").glob("*.csv"))]
+    rows = [json.loads(line) for line in (here.parent / "accuracy" / "rows.jsonl").read_text().splitlines()]
+    on_gpu = [LRCurve(np.array(row["lrs"]), np.array(row["losses"])) for row in rows if "lrs" in row]
+    for position in (0.5, 1 / 3):
+        rule = smoothed(partial(lr_finder.flat_minimum, position=position), lr_finder.BANDWIDTH)
+        for name, some in (("version 0.1", curves), ("version 0.2, CPU", default), ("version 0.2, H200", on_gpu)):
+            print_range(f"position {position:.2f}, {name}, n = {len(some)}", [rule(curve) for curve in some])
 
 
 if __name__ == "__main__":

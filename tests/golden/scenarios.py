@@ -65,13 +65,8 @@ def color_jitter(revision: Revision) -> Result:
     return revision.train("color_jitter", *SMALL, *IN_ONE_PROCESS, "--color-jitter", "0.2", "--epochs", "1")
 
 
-def auto_lr(revision: Revision) -> Result:
-    """A training at the learning rate that the range test finds."""
-    return revision.train("auto_lr", *SMALL, *IN_ONE_PROCESS, *FINDER, "--epochs", "1", "--max-lr", "auto")
-
-
 def find_lr(revision: Revision) -> Result:
-    """The range test by itself."""
+    """The curve of a range test; version 0.1 recommends another rate."""
     revision.run("find_lr.py", *SMALL, *IN_ONE_PROCESS, *FINDER, "--seed", "1", "--name", "find_lr")
     return read_lr_finder(revision.folder("find_lr"))
 
@@ -116,7 +111,7 @@ def write_pictures(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-_ALL = (default, device, workers, resume, options, color_jitter, auto_lr, find_lr, sweep, evaluate, predict)
+_ALL = (default, device, workers, resume, options, color_jitter, find_lr, sweep, evaluate, predict)
 SCENARIOS: dict[str, Callable[[Revision], Result]] = {scenario.__name__: scenario for scenario in _ALL}
 # Neither an interruption nor the number of workers may show in the numbers.
 SAME_AS = {"resume": "default", "workers": "default"}

@@ -122,31 +122,40 @@ def test_valley_equals_a_brute_force_search(seed):
     assert lr_finder.valley(lrs, losses) in [lrs[run[longest // 2]] for run in falling if len(run) == longest]
 
 
-def test_flat_minimum_is_the_middle_of_the_flat_part():
-    # Within a tenth of the fall of 1: from 10^-3.1 to 10^-1.8.
-    assert lr_finder.flat_minimum(LRS, flat_curve(X), fraction=0.1) == pytest.approx(10**-2.45, rel=0.02)
+# The rates of `flat_curve` within a tenth of its fall of 1 are those from 10^-3.1 to 10^-1.8.
+THIRD = -3.1 + 1.3 / 3
+
+
+@pytest.mark.parametrize(("position", "exponent"), [(0, -3.1), (0.5, -2.45), (1, -1.8)])
+def test_flat_minimum_is_at_a_position_of_the_flat_part(position, exponent):
+    found = lr_finder.flat_minimum(LRS, flat_curve(X), fraction=0.1, position=position)
+    assert found == pytest.approx(10**exponent, rel=0.02)
+
+
+def test_flat_minimum_is_a_third_of_the_way_into_the_flat_part():
+    assert lr_finder.flat_minimum(LRS, flat_curve(X), fraction=0.1) == pytest.approx(10**THIRD, rel=0.02)
 
 
 def test_flat_minimum_stays_on_its_side_of_a_rise():
     losses = flat_curve(X)
     losses[X > -0.3] = 1.35  # low stretches beyond the rise and before the fall
     losses[(X > -5.5) & (X < -5)] = 1.35
-    assert lr_finder.flat_minimum(LRS, losses, fraction=0.1) == pytest.approx(10**-2.45, rel=0.02)
+    assert lr_finder.flat_minimum(LRS, losses, fraction=0.1) == pytest.approx(10**THIRD, rel=0.02)
 
 
 def test_flat_minimum_moves_as_far_as_the_curve_does():
     lrs = np.logspace(-6, 0, 100)
     x = np.log10(lrs)
     step = x[1] - x[0]
-    picks = [np.log10(lr_finder.flat_minimum(lrs, (x + 2.5 - part * step) ** 2)) for part in (0, 0.25, 0.5, 0.75, 1)]
+    curves = [np.minimum((x + 2.5 - part * step) ** 2, 4) for part in (0, 0.25, 0.5, 0.75, 1)]
+    picks = [np.log10(lr_finder.flat_minimum(lrs, losses)) for losses in curves]
     np.testing.assert_allclose(np.diff(picks), step / 4, atol=0.02 * step)  # not a whole step or none
 
 
 def test_flat_minimum_ends_where_the_curve_does():
     falling = np.maximum(flat_curve(X), 1.3)[X < -2.5]  # the flat part continues beyond the last learning rate
-    assert lr_finder.flat_minimum(LRS[X < -2.5], falling, fraction=0.1) == pytest.approx(
-        10 ** (-(3.1 + 2.5) / 2), rel=0.02
-    )
+    found = lr_finder.flat_minimum(LRS[X < -2.5], falling, fraction=0.1, position=0.5)
+    assert found == pytest.approx(10 ** (-(3.1 + 2.5) / 2), rel=0.02)
 
 
 def test_flat_minimum_stays_where_the_minimum_jumps_about():
@@ -165,7 +174,7 @@ def test_flat_minimum_stays_where_the_minimum_jumps_about():
 def test_the_result_does_not_depend_on_the_number_of_steps(steps):
     lrs = np.logspace(-6, 0, steps)
     found = lr_finder.suggest(LRCurve(lrs, flat_curve(np.log10(lrs))))
-    assert found.max_lr == pytest.approx(10**-2.45, rel=0.15)
+    assert found.max_lr == pytest.approx(10 ** (-3.15 + 1.45 / 3), rel=0.15)  # within 15 %: from -3.15 to -1.7
 
 
 def test_suggest_names_every_rule_and_recommends_one():

@@ -72,7 +72,6 @@ def search(folder, monkeypatch, curve, **changes):
 def test_curve_suggestions_and_plot_are_written(tmp_path, monkeypatch, capsys):
     found = search(tmp_path, monkeypatch, PARABOLA, seed=5)
     assert found == suggest(PARABOLA)
-    assert found.max_lr == pytest.approx(10**-2.5, rel=0.1)
     assert names_in(tmp_path) == {"lr_finder.csv", "lr_finder.json", "lr_finder.png"}
     with (tmp_path / "lr_finder.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
