@@ -47,6 +47,8 @@ REMOVED = {  # to the value that changed nothing, with which an old file still l
     "mix_from": ANY_VALUE,
     "mix_until": ANY_VALUE,
     "runs": ANY_VALUE,  # did not change any single training
+    "ema_decay": 0,
+    "color_jitter": 0,
 }
 ABSENT_IN_0_1 = {"dirac_init": False, "whitening_init": False, "augment_on": "cpu"}  # what old files without them mean
 
@@ -183,7 +185,6 @@ class OneCycleConfig(Settings):
     anneal_strategy: Literal["linear", "cos"] = _training("linear", "linear or cosine annealing")
     div_factor: float = _training(25.0, "initial_lr = max_lr / div_factor", ge=1)
     final_div_factor: float = _training(1e4, "min_lr = initial_lr / final_div_factor", ge=1)
-    ema_decay: float = _training(0.0, "decay per step of the EMA of the weights; 0 disables it", ge=0, lt=1)
 
 
 class RunConfig(Settings):
@@ -201,7 +202,6 @@ class RunConfig(Settings):
         "alternating", "horizontal flip: with probability 0.5, or each image in every second epoch"
     )
     cutout_size: int = _augmentation(10, "side of the square filled with the mean pixel; 0 disables it", ge=0, le=32)
-    color_jitter: float = _augmentation(0.0, "jitter of brightness, contrast and saturation; 0 disables it", ge=0, le=1)
     dataset: Literal["cifar10", "synthetic", "auto"] = _data(
         "cifar10", "auto: CIFAR-10 if it is there or can be downloaded, else the synthetic data set"
     )

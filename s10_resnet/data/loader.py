@@ -96,18 +96,13 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
             in the first epoch, the other half in the second, and so on
             (Jordan 2024, https://arxiv.org/abs/2404.00498); ``none`` flips none.
         cutout_size: See `train_transform`.
-        color_jitter: See `train_transform`.
     """
 
-    def __init__(
-        self, split: Split, *, crop_padding: int, flip: str, cutout_size: int, color_jitter: float = 0.0
-    ) -> None:
+    def __init__(self, split: Split, *, crop_padding: int, flip: str, cutout_size: int) -> None:
         self.alternating_flip = flip == "alternating"
         self.images = torch.from_numpy(reflect_pad(split.images, crop_padding))  # [N, 32 + 2 * padding, ..., 3]
         self.labels = torch.from_numpy(split.labels)
-        self.transform = train_transform(
-            crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size, color_jitter=color_jitter
-        )
+        self.transform = train_transform(crop=crop_padding > 0, flip=flip == "random", cutout_size=cutout_size)
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         seed_transform(self.transform, *spec.key)
@@ -127,7 +122,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 class DeviceAugmentedBatches(AugmentedBatches):
     """`AugmentedBatches` on a device that holds all images.
 
-    The random parameters have the same distributions, but other values; there is no ``color_jitter``.
+    The random parameters have the same distributions, but other values.
     """
 
     def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, cutout_size: int) -> None:

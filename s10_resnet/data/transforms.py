@@ -19,7 +19,7 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
 
-def train_transform(*, crop: bool, flip: bool, cutout_size: int, color_jitter: float = 0.0) -> A.Compose:
+def train_transform(*, crop: bool, flip: bool, cutout_size: int) -> A.Compose:
     """Builds the augmentation of training images. Normalization is not part of it: it is the model's first layer.
 
     Args:
@@ -27,8 +27,6 @@ def train_transform(*, crop: bool, flip: bool, cutout_size: int, color_jitter: f
         flip: Flip horizontally with a probability of 0.5.
         cutout_size: Side in pixels of a square filled with the mean pixel; 0 disables it
             (DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552).
-        color_jitter: Brightness, contrast and saturation are scaled by random factors from ``1 - color_jitter`` to
-            ``1 + color_jitter``; 0 disables it.
 
     Returns:
         A transform from uint8 ``[H, W, 3]`` to uint8 ``[32, 32, 3]``; seed it with `seed_transform`.
@@ -36,9 +34,6 @@ def train_transform(*, crop: bool, flip: bool, cutout_size: int, color_jitter: f
     steps: list[A.BasicTransform] = []
     if crop:
         steps.append(A.RandomCrop(32, 32))
-    if color_jitter:
-        factors = (1 - color_jitter, 1 + color_jitter)
-        steps.append(A.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0))
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     if cutout_size:

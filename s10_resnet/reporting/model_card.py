@@ -37,11 +37,10 @@ def _escape(value: Any) -> Any:
 
 
 def _recipe(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    jitter, cutout = config["color_jitter"], config["cutout_size"]
+    cutout = config["cutout_size"]
     augmentation = [
         f"random crop after reflection padding of {config['crop_padding']} pixels" if config["crop_padding"] else "",
         FLIPS.get(config["flip"], ""),
-        f"brightness, contrast and saturation jitter of up to {percent(jitter, 0)}" if jitter else "",
         f"cutout of {cutout} x {cutout} pixels" if cutout else "",
     ]
     initialization = [
@@ -59,7 +58,6 @@ def _recipe(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
         "loss": f"cross entropy, label smoothing {config['label_smoothing']}",
         "augmentation": ", ".join(filter(None, augmentation)) or "none",
         "initialization": " and ".join(filter(None, initialization)) or "PyTorch's default",
-        "EMA of the weights": f"decay {config['ema_decay']}" if config["ema_decay"] else "none",
         "precision": summary["precision"],
         "seed": summary["seed"],
     }

@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"--resume {error}{hint}") from None
     complete = (
         {key: type(value) for key, value in saved.items()} == CONTENT
-        and "ema_model" in saved["state"]
+        and "metrics" in saved["state"]  # which has another name in version 0.1
         and "augment_on" in saved["environment"]
         and 0 < saved["max_lr"] < math.inf
     )
@@ -104,7 +104,7 @@ def _check_layout(saved: dict[str, Any], state: TrainingState) -> None:
     expected["optimizer"] |= {"state": dict(enumerate(moments)) if saved["optimizer"]["state"] else {}}
     if not (saved["scaler"] and expected["scaler"]):  # begun in another precision
         expected["scaler"] = saved["scaler"]
-    for name in ("model", "optimizer", "scheduler", "scaler", "ema_model", "step", "metrics"):
+    for name in ("model", "optimizer", "scheduler", "scaler", "step", "metrics"):
         if _layout(saved[name]) != _layout(expected[name]):
             raise ValueError(name)
     for metrics in saved["history"]:

@@ -1,4 +1,4 @@
-"""Adam, the one-cycle policy and the moving average of the weights."""
+"""Adam and the one-cycle policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel
 
 SHORT_SCHEDULE = 200  # steps; in a longer one, a step next to the peak is within 1 % of it
 
@@ -69,41 +68,6 @@ def create_scheduler(
         div_factor=div_factor,
         final_div_factor=final_div_factor,
     )
-
-
-class EMA(AveragedModel):
-    """An exponential moving average of weights and BatchNorm statistics, updated after every step.
-
-    It equals ``AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)`` bit for bit: the
-    first update copies the model. That one copies its counter ``n_averaged`` to the device twice in every update, which
-    synchronizes, and takes four operations for each integer; this one takes a few for all tensors together.
-
-    Args:
-        model: What is averaged.
-        decay: Weight of the average in an update, from 0 to 1.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, use_buffers=True)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Adds the weights and buffers of ``model``, which has to be on the same device."""
-        averaged, current = ([*module.parameters(), *module.buffers()] for module in (self.module, model))
-        if self.n_averaged == 0:  # a tensor on the CPU, whatever the device of the model
-            torch._foreach_copy_(averaged, current)
-        else:
-            pairs = list(zip(averaged, current, strict=True))
-            floats = [pair for pair in pairs if pair[0].is_floating_point()]
-            means, latest = zip(*floats, strict=True)
-            torch._foreach_lerp_(means, latest, 1 - self.decay)
-            counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm's num_batches_tracked
-            if counters:
-                means, latest = zip(*counters, strict=True)
-                mean = torch.stack(means) * self.decay + torch.stack(latest) * (1 - self.decay)
-                torch._foreach_copy_(means, mean.to(torch.int64).unbind())
-        self.n_averaged += 1
 
 
 def planned_lrs(**schedule: Any) -> list[float]:

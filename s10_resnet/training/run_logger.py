@@ -169,7 +169,7 @@ class RunLogger(TrainingLogger):
         """Writes last.pt, and makes best.pt a hard link of it if the last epoch is the best."""
         last = state.history[-1]
         content = {
-            "model": state.eval_model.state_dict(),
+            "model": state.model.state_dict(),
             "epoch": last.epoch,
             "eval_accuracy": last.eval_accuracy,
             "eval_split": self.setup.eval_split,

@@ -25,7 +25,7 @@ from s10_resnet.data.transforms import MEAN, STD
 from s10_resnet.errors import InputError
 from s10_resnet.models.init import dirac_init_, whitening_init_
 from s10_resnet.models.resnet import build_model
-from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler
+from s10_resnet.training.optim import create_optimizer, create_scheduler
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.environment import collect_environment
 from s10_resnet.utils.runtime import Runtime, default_num_workers, init_runtime
@@ -95,8 +95,6 @@ class Setup(Generic[C]):
             InputError: For settings that do not fit them.
         """
         images, world_size = len(self.train.labels), self.runtime.world_size
-        if self.augment_on == "device" and config.color_jitter:
-            raise InputError(f"--color-jitter {config.color_jitter}: must be 0 with --augment-on device")
         if config.batch_size > images:
             raise InputError(
                 f"--batch-size {config.batch_size}: must be at most the number of training images, {images}"
@@ -136,11 +134,10 @@ class Setup(Generic[C]):
 
     def build_state(self: Setup[TrainConfig], max_lr: float) -> TrainingState:
         """Returns the state before the first step of a training."""
-        config, model = self.config, self.build_model()
+        model = self.build_model()
         optimizer = self.build_optimizer(model, max_lr)
-        ema_model = EMA(model, config.ema_decay) if config.ema_decay else None
         scheduler = create_scheduler(optimizer, **self.schedule(max_lr))
-        return TrainingState(model, optimizer, scheduler, self.runtime, ema_model)
+        return TrainingState(model, optimizer, scheduler, self.runtime)
 
     def schedule(self: Setup[TrainConfig], max_lr: float) -> dict[str, Any]:
         """Returns the arguments of `create_scheduler`."""
@@ -161,7 +158,7 @@ class Setup(Generic[C]):
         options: dict[str, Any] = {name: getattr(config, name) for name in ("crop_padding", "flip", "cutout_size")}
         if self.augment_on == "device":
             return DeviceAugmentedBatches(self.train, self.runtime.device, **options)
-        return AugmentedBatches(self.train, **options, color_jitter=config.color_jitter)
+        return AugmentedBatches(self.train, **options)
 
     def build_loader(self, epochs: int, first_step: int = 0) -> DataLoader:
         """Returns the augmented batches of ``epochs`` epochs from ``first_step`` on: this process's part of each."""
@@ -222,8 +219,8 @@ def create_setup(config: C) -> Setup[C]:
 
 
 def _resolve_augment_on(config: RunConfig, runtime: Runtime) -> str:
-    """``auto``: whole batches on a CUDA device, unless workers or a transform ask for the CPU; else on the CPU."""
+    """``auto``: whole batches on a CUDA device, unless workers are asked for; else on the CPU."""
     if config.augment_on != "auto":
         return config.augment_on
-    on_device = runtime.device.type == "cuda" and config.workers in ("auto", 0) and not config.color_jitter
+    on_device = runtime.device.type == "cuda" and config.workers in ("auto", 0)
     return "device" if on_device else "cpu"

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 from s10_resnet.errors import TrainingError
 from s10_resnet.utils.runtime import Runtime
@@ -107,10 +106,8 @@ class TrainingState:
         optimizer: A fused optimizer of the model's parameters.
         scheduler: Stepped after every batch.
         runtime: Device, precision, and the other processes if there are any.
-        ema_model: Exponential moving average of the model, or None.
 
     Attributes:
-        eval_model: The model that is evaluated and saved: that of the EMA if there is one, else ``model``.
         ddp_model: The model wrapped for several processes; ``model`` itself in a single one.
         step: Number of optimizer steps taken in the whole run.
         metrics: Of the epoch in progress.
@@ -119,16 +116,9 @@ class TrainingState:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
-        runtime: Runtime,
-        ema_model: AveragedModel | None = None,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, runtime: Runtime
     ) -> None:
         self.model, self.optimizer, self.scheduler, self.runtime = model, optimizer, scheduler, runtime
-        self.ema_model = ema_model
-        self.eval_model: nn.Module = model if ema_model is None else ema_model.module
         self.ddp_model = runtime.wrap_ddp(model)
         self.step = 0
         self.metrics = RunningMetrics(runtime)
@@ -136,10 +126,8 @@ class TrainingState:
         self.eval_logits: Tensor | None = None
 
     def end_step(self) -> None:
-        """Advances the schedule, the EMA and the step counter after an update of the weights."""
+        """Advances the schedule and the step counter after an update of the weights."""
         self.scheduler.step()
-        if self.ema_model is not None:
-            self.ema_model.update_parameters(self.model)
         self.step += 1
 
     def end_epoch(self, metrics: EpochMetrics, eval_logits: Tensor | None) -> None:
@@ -167,7 +155,6 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.runtime.scaler.state_dict(),
-            "ema_model": None if self.ema_model is None else self.ema_model.state_dict(),
             "step": self.step,
             "metrics": self.metrics.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
@@ -181,8 +168,6 @@ class TrainingState:
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty if the run was begun in another precision
             self.runtime.scaler.load_state_dict(state["scaler"])
-        if self.ema_model is not None:
-            self.ema_model.load_state_dict(state["ema_model"])
         self.step = state["step"]
         self.metrics.load_state_dict(state["metrics"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]

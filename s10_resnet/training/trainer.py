@@ -82,7 +82,7 @@ class Trainer:
         loss, accuracy, logits = 0.0, 0.0, None
         if self.setup.runtime.rank == 0:
             loss, accuracy, logits = evaluate(
-                self.state.eval_model, self.eval_images, self.eval_labels, self.criterion, self.setup.runtime
+                self.state.model, self.eval_images, self.eval_labels, self.criterion, self.setup.runtime
             )
         if not math.isfinite(loss):
             raise TrainingError(f"epoch {epoch}: the evaluation loss is not finite")

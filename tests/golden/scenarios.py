@@ -31,7 +31,7 @@ SMALL = (*MACHINE, *DATA, *RECIPE.split(), "--output-dir", "outputs")
 TRAINING = (*SMALL, "--epochs", "2")
 IN_ONE_PROCESS = ("--workers", "0")
 FINDER = ("--finder-steps", "40")
-OPTIONS = "--ema-decay 0.8 --flip alternating --dirac-init --cutout 6 --anneal cos --val-size 64"
+OPTIONS = "--flip alternating --dirac-init --cutout 6 --anneal cos --val-size 64"
 BETAS = ("--optimizer-betas", "0.85", "0.98")
 
 
@@ -56,13 +56,8 @@ def resume(revision: Revision) -> Result:
 
 
 def options(revision: Revision) -> Result:
-    """Moving average, alternating flip, Dirac initialization, other settings, held-out images."""
+    """Alternating flip, Dirac initialization, other settings, held-out images."""
     return revision.train("options", *TRAINING, *IN_ONE_PROCESS, *OPTIONS.split(), *BETAS)
-
-
-def color_jitter(revision: Revision) -> Result:
-    """An epoch with the augmentation that only Albumentations does."""
-    return revision.train("color_jitter", *SMALL, *IN_ONE_PROCESS, "--color-jitter", "0.2", "--epochs", "1")
 
 
 def find_lr(revision: Revision) -> Result:
@@ -111,7 +106,7 @@ def write_pictures(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-_ALL = (default, device, workers, resume, options, color_jitter, find_lr, sweep, evaluate, predict)
+_ALL = (default, device, workers, resume, options, find_lr, sweep, evaluate, predict)
 SCENARIOS: dict[str, Callable[[Revision], Result]] = {scenario.__name__: scenario for scenario in _ALL}
 # Neither an interruption nor the number of workers may show in the numbers.
 SAME_AS = {"resume": "default", "workers": "default"}

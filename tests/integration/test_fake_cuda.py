@@ -17,14 +17,13 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from s10_resnet.data.loader import DeviceAugmentedBatches, StatelessBatchSampler
 from s10_resnet.models.resnet import build_model
 from s10_resnet.training.loop import train_one_epoch
-from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler
+from s10_resnet.training.optim import create_optimizer, create_scheduler
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.runtime import Runtime
 
@@ -78,7 +77,7 @@ def to_fake(model, device):
     return model
 
 
-def record_steps(split, monkeypatch, device, precision, criterion=None, flip="random", ema=EMA):
+def record_steps(split, monkeypatch, device, precision, criterion=None, flip="random"):
     """Trains some steps on fake tensors, and returns the operations of each."""
     device = torch.device(device)
     model = build_model((0.5,) * 3, (0.2,) * 3)
@@ -96,7 +95,7 @@ def record_steps(split, monkeypatch, device, precision, criterion=None, flip="ra
             div_factor=25.0,
             final_div_factor=1e4,
         )
-        state = Unread(model, optimizer, scheduler, runtime, ema(model, 0.9))
+        state = Unread(model, optimizer, scheduler, runtime)
         if device.type == "cuda":
 
             def backward(loss):
@@ -139,16 +138,15 @@ def test_a_step_on_cuda_does_not_wait(split, monkeypatch, precision, flip):
         assert len(copies) == (3 if flip == "alternating" else 2)  # random parameters, indices, flips
 
 
-@pytest.mark.parametrize(("precision", "ceiling"), [("fp32", 170), ("bf16", 190), ("fp16", 205)])
+@pytest.mark.parametrize(("precision", "ceiling"), [("fp32", 160), ("bf16", 180), ("fp16", 195)])
 def test_a_step_has_few_operations(split, monkeypatch, precision, ceiling):
-    """Measured with torch 2.15: 161, 182 and 197, of which 16 are convolutions and 16 BatchNorm."""
+    """Measured with torch 2.15: 150, 171 and 186, of which 16 are convolutions and 16 BatchNorm."""
     _, *steps = record_steps(split, monkeypatch, "cpu", precision)  # the first creates Adam's moments
     for step in steps:
         counts = operations(step)
         assert sum(counts.values()) <= ceiling, counts
         assert counts["aten.convolution.default"] + counts["aten.convolution_backward.default"] == 16
         assert counts["aten._fused_adamw_.default"] == 2  # with and without weight decay
-        assert counts["aten._foreach_lerp_.Scalar"] == 1
         assert counts["aten._amp_update_scale_.default"] == (precision == "fp16")
 
 
@@ -164,11 +162,12 @@ def test_reading_a_loss_in_a_step_is_noticed(split, monkeypatch, device, read):
         record_steps(split, monkeypatch, device, "fp32", criterion)
 
 
-def test_copies_of_the_moving_average_of_torch_are_noticed(split, monkeypatch):
-    def create(model, decay):
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+@pytest.mark.parametrize("copy", [lambda loss: torch.ones(()).to(loss.device), lambda loss: loss.cpu()])
+def test_a_copy_in_a_step_is_noticed(split, monkeypatch, copy):
+    def criterion(logits, labels):
+        loss = nn.functional.cross_entropy(logits, labels)
+        copy(loss)
+        return loss
 
-    ours = record_steps(split, monkeypatch, "cuda", "bf16")[-1]
-    theirs = record_steps(split, monkeypatch, "cuda", "bf16", ema=create)[-1]
-    assert len(waits(theirs)) == 2
-    assert sum(operations(theirs).values()) > sum(operations(ours).values()) + 20
+    for step in record_steps(split, monkeypatch, "cuda", "bf16", criterion):
+        assert len(waits(step)) == 1

@@ -272,7 +272,7 @@ sweep --dataset synthetic no-such=1
 sweep --dataset synthetic seed=1
 sweep --dataset synthetic cutout-size=4 'flip=maybe cutout-size=6'
 sweep --dataset synthetic batch-size=5001
-sweep --dataset synthetic color-jitter=0.5 --augment-on device
+sweep --dataset synthetic flip=none --augment-on device --workers 2
 sweep --dataset auto
 sweep --tensorboard
 sweep --resume

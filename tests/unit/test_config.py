@@ -45,6 +45,8 @@ VERSION_0_1 = {
     "mix_from": 0.0,
     "mix_until": 1.0,
     "runs": 1,
+    "ema_decay": 0.0,
+    "color_jitter": 0.0,
     "limit": 0,
     "augment_on": "cpu",
     "finder_start_lr": 1e-06,
@@ -74,7 +76,6 @@ FIELDS = {
     "anneal_strategy": st.sampled_from(["linear", "cos"]),
     "div_factor": st.floats(1, 1e300),
     "final_div_factor": st.floats(1, 1e300),
-    "ema_decay": BELOW_1,
     "batch_size": st.integers(1, 2**70),
     "weight_decay": st.floats(0, 1e300),
     "label_smoothing": BELOW_1,
@@ -85,7 +86,6 @@ FIELDS = {
     "crop_padding": st.integers(0, 16),
     "flip": st.sampled_from(["random", "alternating", "none"]),
     "cutout_size": st.integers(0, 32),
-    "color_jitter": SHARE,
     "dataset": st.sampled_from(["cifar10", "synthetic", "auto"]),
     "data_dir": PATHS,
     "val_size": st.integers(0, 2**70),
@@ -186,7 +186,7 @@ def test_settings_are_frozen_and_can_be_compared_and_hashed():
 
 
 def test_what_python_callers_may_write():
-    config = TrainConfig(pct_start=1, max_lr=1, betas=[0, 0.5], data_dir="a/b", output_dir=Path("c"), ema_decay=0)
+    config = TrainConfig(pct_start=1, max_lr=1, betas=[0, 0.5], data_dir="a/b", output_dir=Path("c"))
     assert [type(value) for value in (config.pct_start, config.max_lr, *config.betas)] == [float] * 4
     assert (config.betas, config.data_dir) == ((0.0, 0.5), Path("a/b"))
     assert PredictConfig(checkpoint="a", images=["b", Path("c")]).images == (Path("b"), Path("c"))
@@ -365,6 +365,8 @@ def test_settings_of_the_previous_version_load():
         ("cutout_probability", 0.5, "--cutout-probability 0.5"),
         ("rotation", 15.0, "--rotation 15.0"),
         ("mix", "mixup", "--mix 'mixup'"),
+        ("ema_decay", 0.99, "--ema-decay 0.99"),
+        ("color_jitter", 0.2, "--color-jitter 0.2"),
     ],
 )
 def test_removed_settings_in_use_do_not_load(key, value, shown):

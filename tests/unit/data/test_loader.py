@@ -134,12 +134,6 @@ def test_the_device_makes_what_the_transform_may_make(split):
     assert {(0, 0), (24, 24), (24, 0), (0, 24)} <= positions
 
 
-def test_color_jitter_reaches_the_transform(split):
-    steps = AugmentedBatches(split, **DEFAULT, color_jitter=0.1).transform.transforms
-    assert [type(step).__name__ for step in steps] == ["RandomCrop", "ColorJitter", "HorizontalFlip", "CoarseDropout"]
-    assert steps[1].brightness == (0.9, 1.1)
-
-
 # The alternating flip
 
 

@@ -72,25 +72,6 @@ def test_cutout_is_one_whole_square_of_the_mean_pixel(side):
     assert len(places) > 200
 
 
-def test_color_jitter_stays_within_its_range():
-    grey = np.full((32, 32, 3), 100, np.uint8)
-    seen = draws(train_transform(**OFF, color_jitter=0.2), grey)
-    assert (seen == seen[:, :1, :1, :1]).all()  # grey stays grey, and even
-    values = seen[:, 0, 0, 0].astype(int)  # of an even grey image only the brightness changes
-    assert 79 <= values.min() < 83
-    assert 117 < values.max() <= 121
-
-
-def test_color_jitter_changes_contrast_and_saturation_too():
-    halves = np.full((32, 32, 3), (150, 100, 100), np.uint8)
-    halves[16:] = (75, 50, 50)
-    seen = draws(train_transform(**OFF, color_jitter=0.2), halves).astype(float)
-    bright, dark = (pixel @ (0.299, 0.587, 0.114) for pixel in (seen[:, 0, 0], seen[:, -1, 0]))
-    assert (bright / dark).std() > 0.05  # brightness and saturation keep the ratio of grey values
-    colour = seen[:, 0, 0, 0] - seen[:, 0, 0, 1]
-    assert (colour / (bright - dark)).std() > 0.05  # brightness and contrast change both alike
-
-
 def test_draws_are_a_function_of_the_key(coordinates):
     transform, other = (train_transform(crop=True, flip=True, cutout_size=8) for _ in range(2))
 

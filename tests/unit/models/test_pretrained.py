@@ -101,6 +101,7 @@ def test_files_of_previous_versions(tmp_path, small_content, split):
         "flip": True,
         "mix": "cutmix",
         "norm_momentum": 0.3,
+        "ema_decay": 0.99,
         "runs": 3,
         "warp": 9,
     }

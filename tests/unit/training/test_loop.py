@@ -12,7 +12,7 @@ from torch import nn
 
 from s10_resnet.errors import TrainingError
 from s10_resnet.training.loop import train_one_epoch
-from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler, planned_lrs
+from s10_resnet.training.optim import create_optimizer, create_scheduler, planned_lrs
 from s10_resnet.training.state import TrainingState
 from s10_resnet.utils.runtime import Runtime
 from s10_resnet.utils.signals import ShutdownRequested, graceful_shutdown
@@ -65,10 +65,10 @@ def with_bad(batches, step):
     return [*batches[: step - 1], (torch.full(images.shape, math.nan), labels), *batches[step:]]
 
 
-def make_state(model, runtime, ema=False, kind=TrainingState):
+def make_state(model, runtime, kind=TrainingState):
     optimizer = create_optimizer(model, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     scheduler = create_scheduler(optimizer, **SCHEDULE)
-    return kind(model, optimizer, scheduler, runtime, EMA(model, 0.9) if ema else None)
+    return kind(model, optimizer, scheduler, runtime)
 
 
 def fp16(scale=2.0**10):
@@ -184,29 +184,15 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_loss_scaling_as_in_pytorch(
     assert state.runtime.scaler.get_scale() == 2.0**59
 
 
-def test_the_ema_follows_every_step(split, cpu):
-    state, by_hand = make_state(Small(), cpu, ema=True), None
-
-    def follow(state):
-        nonlocal by_hand
-        now = {name: value.double() for name, value in state.model.state_dict().items() if value.is_floating_point()}
-        by_hand = now if by_hand is None else {name: 0.9 * by_hand[name] + 0.1 * now[name] for name in now}
-
-    train_one_epoch(state, batches_of(split), CROSS_ENTROPY, follow)
-    assert state.eval_model is state.ema_model.module
-    for name, value in by_hand.items():
-        torch.testing.assert_close(state.eval_model.state_dict()[name].double(), value, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("precision", "ema"), [("fp32", False), ("fp32", True), ("fp16", False)])
-def test_a_state_restores_itself_bit_for_bit(split, cpu, precision, ema):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_state_restores_itself_bit_for_bit(split, cpu, precision):
     batches = batches_of(split)
-    whole = make_state(Small(), cpu if precision == "fp32" else fp16(2.0**60), ema)  # the first steps overflow
+    whole = make_state(Small(), cpu if precision == "fp32" else fp16(2.0**60))  # the first steps overflow
     train_one_epoch(whole, batches[:3], CROSS_ENTROPY)
     saved = copy.deepcopy(whole.state_dict())
     train_one_epoch(whole, batches[3:], CROSS_ENTROPY)
     torch.manual_seed(1)
-    resumed = make_state(Small(), cpu if precision == "fp32" else fp16(), ema)
+    resumed = make_state(Small(), cpu if precision == "fp32" else fp16())
     resumed.load_state_dict(saved)
     train_one_epoch(resumed, batches[3:], CROSS_ENTROPY)
     assert without_clock(resumed.state_dict()) == without_clock(whole.state_dict())

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from s10_resnet.training.optim import EMA, create_optimizer, create_scheduler, planned_lrs
+from s10_resnet.training.optim import create_optimizer, create_scheduler, planned_lrs
 
 SCHEDULE = {
     "max_lr": 0.1,
@@ -56,50 +55,6 @@ def test_frozen_parameters_are_left_out():
     network[0].requires_grad_(False)
     groups = create_optimizer(network, lr=0.01, betas=(0.9, 0.99), weight_decay=0.3).param_groups
     assert sum(len(group["params"]) for group in groups) == 4
-
-
-def test_the_ema_equals_one_made_by_hand():
-    network = small_network()
-    ema = EMA(network, decay=0.7)
-    by_hand = None
-    for _ in range(5):
-        network(torch.randn(8, 3, 4, 4))  # moves BatchNorm's statistics
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.add_(torch.randn_like(weight))
-        ema.update_parameters(network)
-        now = {name: value.double() for name, value in network.state_dict().items()}
-        by_hand = now if by_hand is None else {name: 0.7 * by_hand[name] + 0.3 * now[name] for name in now}
-    assert by_hand.pop("1.num_batches_tracked") > 0
-    for name, value in by_hand.items():
-        torch.testing.assert_close(ema.module.state_dict()[name].double(), value, rtol=1e-5, atol=1e-5)
-
-
-def test_the_ema_is_that_of_torch_bit_for_bit():
-    network = small_network()
-    ours = EMA(network, decay=0.8)
-    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
-    for _ in range(12):  # the counters are rounded down, so that they fall behind
-        network(torch.randn(8, 3, 4, 4))
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.add_(torch.randn_like(weight))
-        for ema in (ours, theirs):
-            ema.update_parameters(network)
-        assert ours.state_dict().keys() == theirs.state_dict().keys()
-        for name, value in theirs.state_dict().items():
-            assert torch.equal(ours.state_dict()[name], value), name
-    assert ours.n_averaged == 12
-    assert 0 < ours.module[1].num_batches_tracked < 12
-
-
-def test_a_network_without_counters_is_averaged_too():
-    network = nn.Linear(2, 2)
-    ema = EMA(network, decay=0.5)
-    for value in (0.0, 1.0):
-        nn.init.constant_(network.weight, value)
-        ema.update_parameters(network)
-    assert torch.equal(ema.module.weight, torch.full((2, 2), 0.5))
 
 
 def torch_lrs(**schedule):

@@ -100,7 +100,7 @@ def test_a_run_of_the_previous_version(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({**content, "processes": 4}))
     config, (first, *_), summary = (read(tmp_path) for read in READERS.values())
     assert (config["betas"], config["anneal_strategy"], config["flip"]) == ([0.9, 0.99], "linear", "random")
-    assert (config["cutout_size"], config["max_train_samples"], config["ema_decay"]) == (8, 0, 0.0)
+    assert (config["cutout_size"], config["max_train_samples"]) == (8, 0)
     assert (first["eval_loss"], first["eval_accuracy"]) == (1.28224990234375, 0.6419)
     assert first["eval_seconds"] == 11.372076680998362
     assert (summary["eval_split"], summary["eval_images"], summary["world_size"]) == ("test", 10_000, 4)

@@ -115,9 +115,8 @@ def test_held_out_images_are_called_val(tmp_path):
 # Weights
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
-def test_saved_weights_give_the_accuracy_of_the_history(tmp_path, cpu, ema_decay):
-    config = small(tmp_path, epochs=6, ema_decay=ema_decay, max_lr=0.02)
+def test_saved_weights_give_the_accuracy_of_the_history(tmp_path, cpu):
+    config = small(tmp_path, epochs=6, max_lr=0.02)
     summary = train(config)
     folder, history = tmp_path / "run", rows(tmp_path / "run")
     setup = create_setup(config)
@@ -136,15 +135,6 @@ def test_saved_weights_give_the_accuracy_of_the_history(tmp_path, cpu, ema_decay
         assert accuracy == content["eval_accuracy"] == float(row["eval_accuracy"])
         assert loss == float(row["eval_loss"])
     assert summary["best_epoch"] < 6  # else the two files are the same
-
-
-def test_an_ema_is_saved_beside_the_weights_it_averages(tmp_path):
-    train(small(tmp_path, ema_decay=0.6))
-    state = serialization.load(tmp_path / "run" / "checkpoint.pt")["state"]
-    last = serialization.load(tmp_path / "run" / "last.pt")["model"]
-    ema = {name.removeprefix("module."): value for name, value in state["ema_model"].items() if name != "n_averaged"}
-    assert all(torch.equal(last[name], value) for name, value in ema.items())
-    assert not torch.equal(last["resnet.linear.weight"], state["model"]["resnet.linear.weight"])
 
 
 def test_the_best_epoch_is_the_first_of_equals():
