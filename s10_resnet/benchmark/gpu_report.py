@@ -109,7 +109,7 @@ def compare_resumed(args: list[str], uninterrupted: Path, limit: int) -> dict[st
     stopped = uninterrupted.with_name("stopped")
     deadline = time.monotonic() + limit
     with start_module(["s10_resnet", *args, "--name", stopped.name]) as process:
-        while process.poll() is None and not (stopped / "last.pt").exists():  # after the first epoch
+        while process.poll() is None and not (stopped / "history.csv").exists():  # after the first epoch
             if time.monotonic() > deadline:
                 raise EnvironmentFailure("the first epoch was not over in time")
             time.sleep(POLL_SECONDS)

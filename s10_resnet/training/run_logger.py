@@ -22,7 +22,7 @@ from s10_resnet.utils.environment import require_optional
 from s10_resnet.utils.io import link_or_copy, write_csv, write_json
 from s10_resnet.utils.launch import command
 
-EPOCH_END_SECONDS = 10.0  # between checkpoints at the ends of epochs: one takes as long as half an epoch on a fast GPU
+EPOCH_END_SECONDS = 10.0  # between saves at the ends of epochs: one takes as long as half an epoch on a fast GPU
 
 
 class TrainingLogger:
@@ -54,6 +54,7 @@ class RunLogger(TrainingLogger):
             setup.config.epochs, len(setup.train.labels), setup.steps_per_epoch, setup.eval_split, lines=not quiet
         )
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
+        self.unsaved_weights: dict[str, dict[str, Any]] = {}  # content of last.pt and best.pt
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
         self.checkpoint_seconds = 60 * setup.config.checkpoint_every_minutes
@@ -67,11 +68,9 @@ class RunLogger(TrainingLogger):
         return f"{line} continues from the last checkpoint"
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Of a resumed run, writes the files of its epochs again."""
+        """Of a resumed run, writes the metrics of its epochs again."""
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
-            if state.metrics.steps == 0:
-                self._save_weights(state)
         self.progress.start(state)
 
     def on_step(self, state: TrainingState) -> None:
@@ -81,11 +80,11 @@ class RunLogger(TrainingLogger):
             self.save_checkpoint(state)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """Saves the weights and the metrics, and a checkpoint if the last one is some seconds old."""
+        """Writes the metrics, and weights and checkpoint if the last ones are some seconds old."""
+        self._keep_weights(state)
         if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
             self.save_checkpoint(state)
         self._write_metrics(state)
-        self._save_weights(state)
         self.progress.on_epoch_end(state)
         if len(state.history) == 1:  # not before the first step, which it would delay by a second
             self._draw_setup()
@@ -99,6 +98,7 @@ class RunLogger(TrainingLogger):
         self.close()
         if status == "completed":
             self._save_if_new(state)
+        self._write_weights()
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
@@ -121,11 +121,11 @@ class RunLogger(TrainingLogger):
 
     def on_interrupt(self, state: TrainingState) -> None:
         """Saves everything, so that the run can be resumed from this step."""
+        if state.history and state.metrics.steps == 0:
+            self._keep_weights(state)
         self._save_if_new(state)
         if state.history:
             self._write_metrics(state)
-            if state.metrics.steps == 0:
-                self._save_weights(state)
             self.on_train_end(state, "interrupted")
         if not self.quiet:
             total = self.config.epochs * self.setup.steps_per_epoch
@@ -133,13 +133,14 @@ class RunLogger(TrainingLogger):
             logger.info(f"{command('train')} --resume {self.run_dir} continues from there")
 
     def save_checkpoint(self, state: TrainingState) -> None:
-        """Writes a checkpoint and keeps the previous one.
+        """Writes the weights of the epochs so far and a checkpoint, and keeps the previous one.
 
         Raises:
             TrainingError: If a loss or a weight is not finite; nothing is written then.
         """
         state.check_loss()
         state.check_weights()
+        self._write_weights()  # first: a run that is resumed does not have them any more
         content = {
             "state": state.state_dict(),
             "max_lr": self.max_lr,
@@ -165,11 +166,11 @@ class RunLogger(TrainingLogger):
         if self.tensorboard is not None:
             self.tensorboard.log(state.history)
 
-    def _save_weights(self, state: TrainingState) -> None:
-        """Writes last.pt, and makes best.pt a hard link of it if the last epoch is the best."""
+    def _keep_weights(self, state: TrainingState) -> None:
+        """Copies the weights at the end of an epoch, for last.pt and, if it is the best so far, for best.pt."""
         last = state.history[-1]
         content = {
-            "model": state.model.state_dict(),
+            "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
             "epoch": last.epoch,
             "eval_accuracy": last.eval_accuracy,
             "eval_split": self.setup.eval_split,
@@ -177,9 +178,20 @@ class RunLogger(TrainingLogger):
             "classes": list(self.setup.train.classes),
             "config": self.config.to_json(),
         }
-        serialization.save(self.run_dir / "last.pt", content)
+        self.unsaved_weights["last.pt"] = content
         if best_epoch(state.history) is last:
+            self.unsaved_weights["best.pt"] = content
+
+    def _write_weights(self) -> None:
+        """Writes the weights that have been kept; best.pt is a hard link of last.pt if they are the same."""
+        last, best = (self.unsaved_weights.get(name) for name in ("last.pt", "best.pt"))
+        if last:
+            serialization.save(self.run_dir / "last.pt", last)
+        if best and best is last:
             link_or_copy(self.run_dir / "last.pt", self.run_dir / "best.pt")
+        elif best:
+            serialization.save(self.run_dir / "best.pt", best)
+        self.unsaved_weights = {}
 
     def _summarize(self, state: TrainingState, status: str) -> dict[str, Any]:
         setup, history = self.setup, state.history

@@ -48,7 +48,7 @@ class Package:
         self.stopped = self.run_dir(words).with_name(words[-1])
         self.stopped.mkdir()
         serialization.save(self.stopped / "checkpoint.pt", {"state": {"step": 5}})
-        (self.stopped / "last.pt").touch()
+        (self.stopped / "history.csv").touch()
         yield self
 
     def run_dir(self, words):

@@ -27,6 +27,7 @@ from tests.runs import (
     PLOTS,
     RECORDS,
     WEIGHTS,
+    at_call,
     failing,
     fault,
     names_in,
@@ -152,6 +153,28 @@ def test_the_weights_of_a_best_epoch_are_stored_once(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "evaluate", lambda *_: (1.0, 0.5, torch.zeros(12, 10)))
     train(small(tmp_path, epochs=1, name="single"))
     assert (tmp_path / "single" / "best.pt").samefile(tmp_path / "single" / "last.pt")
+
+
+@pytest.mark.parametrize("accuracies", [(0.2, 0.5, 0.3), (0.2, 0.3, 0.5)])
+def test_weights_that_are_saved_late_are_those_of_their_epoch(tmp_path, monkeypatch, accuracies):
+    for name, seconds in (("often", 0.0), ("once", 1000.0)):
+        monkeypatch.setattr(run_logger, "EPOCH_END_SECONDS", seconds)
+        values = iter(accuracies)
+        monkeypatch.setattr(trainer, "evaluate", lambda *_, values=values: (1.0, next(values), torch.zeros(12, 10)))
+        train(small(tmp_path, epochs=3, name=name))
+    for name in ("last.pt", "best.pt"):
+        often, once = (serialization.load(tmp_path / folder / name) for folder in ("often", "once"))
+        assert often["epoch"] == once["epoch"]
+        assert all(torch.equal(tensor, once["model"][key]) for key, tensor in often["model"].items())
+
+
+def test_a_checkpoint_is_not_written_before_the_weights_of_its_epochs(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, serialization, "atomic_write", 2, failing(OSError(28, "No space left on device")))
+        with pytest.raises(EnvironmentFailure):
+            train(small(tmp_path))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert serialization.load(tmp_path / "run" / "best.pt")["epoch"] == 1
 
 
 # Plots

@@ -204,11 +204,12 @@ def test_ctrl_c_saves_everything_and_says_how_to_continue(tmp_path, capsys, call
 
 
 WRITTEN = {  # a file that is written when a signal comes, and the steps that are saved then
-    "first checkpoint": (serialization, "atomic_write", 1, 3),
-    "weights": (serialization, "atomic_write", 2, 3),
-    "history": (run_logger, "write_csv", 1, 3),
+    "weights": (serialization, "atomic_write", 1, 3),
     "best weights": (run_logger, "link_or_copy", 1, 3),
-    "last checkpoint": (serialization, "atomic_write", 3, 6),
+    "first checkpoint": (serialization, "atomic_write", 2, 3),
+    "history": (run_logger, "write_csv", 1, 3),
+    "last weights": (serialization, "atomic_write", 3, 6),
+    "last checkpoint": (serialization, "atomic_write", 4, 6),
     "summary": (run_logger, "write_json", 1, 6),
 }
 
