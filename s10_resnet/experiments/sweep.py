@@ -201,14 +201,15 @@ def _train(setup: Setup[TrainConfig], run_dir: Path, label: str) -> TrialResult:
     """Trains in a run folder, from its checkpoint if it has one. A loss that is not finite is a result, too."""
     named: dict[str, Any] = {"variant": label, "seed": setup.config.seed, "run": run_dir.name}
     run_dir.mkdir(exist_ok=True)
-    write_json(run_dir / "config.json", setup.config.to_json())
     try:
-        summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
-        if summary.get("status") != "completed":
-            path = checkpoint.find_checkpoint(run_dir, run_dir)
-            saved = checkpoint.load_checkpoint(path) if path else None
-            max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
-            summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
+        with exclusive_lock(run_dir):
+            write_json(run_dir / "config.json", setup.config.to_json())
+            summary = read_summary(run_dir) if (run_dir / "summary.json").is_file() else {}
+            if summary.get("status") != "completed":
+                path = checkpoint.find_checkpoint(run_dir, run_dir)
+                saved = checkpoint.load_checkpoint(path) if path else None
+                max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
+                summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
     except TrainingError as error:
         return TrialResult(**named, failed=printable(str(error), 1000))
     model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)

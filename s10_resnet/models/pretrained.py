@@ -133,7 +133,7 @@ def weights_file(path: str | Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / "last.pt").exists():
-        raise CheckpointError(f"{path}: has no last.pt yet; a run writes it after its first epoch")
+        raise CheckpointError(f"{path}: has no last.pt yet")
     return path / "last.pt"
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,7 @@ def require_optional(package: str, extra: str, flag: str) -> ModuleType:
         raise InputError(f"{flag}: needs {name}, which is not installed: pip install '.[{extra}]'") from None
 
 
+@cache
 def _git_commit(checkout: Path) -> str | None:
     if not (checkout / ".git").exists():
         return None

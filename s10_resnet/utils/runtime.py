@@ -109,8 +109,8 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        # Only warn: torch refuses some operations by their kind, whether or not they are deterministic here.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Only warn: torch refuses some operations by their kind, whether or not they are deterministic here.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
     if launch.world_size > 1 and not distributed.is_initialized():
         _init_process_group("nccl" if chosen.type == "cuda" else "gloo", launch)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -25,7 +26,7 @@ from s10_resnet.reporting import sweep_plots
 from s10_resnet.training.setup import create_setup
 from s10_resnet.training.trainer import train
 from s10_resnet.utils import launch
-from s10_resnet.utils.io import exclusive_lock
+from s10_resnet.utils.io import exclusive_lock, write_json
 from s10_resnet.utils.signals import ShutdownRequested
 from tests.outcome import CLOCK, outcome, without_clock
 from tests.runs import content_of, failing, fault, names_in, nan, send, small
@@ -373,6 +374,14 @@ def test_a_folder_without_a_sweep_is_named(tmp_path, name):
 def test_two_processes_do_not_share_a_sweep(done):
     with exclusive_lock(done[0]), pytest.raises(InputError, match="no other process"):
         resume(done[0])
+
+
+def test_a_run_of_a_sweep_is_locked_while_it_is_trained(done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "run")
+    write_json(folder / "sweep.json", json.loads((folder / "sweep.json").read_text()) | {"trials": []})
+    first = min(folder.glob("baseline-seed-*"))
+    with exclusive_lock(first), pytest.raises(InputError, match="no other process"):
+        resume(folder)
 
 
 # Before anything is trained

@@ -20,8 +20,14 @@ def test_provenance_is_json_and_names_the_versions():
     assert told["hardware"]["threads"] == torch.get_num_threads()
 
 
-def test_the_commit_is_that_of_the_checkout(tmp_path):
-    assert environment._git_commit(tmp_path) is None
+@pytest.fixture
+def git_commit():
+    """What a new process finds."""
+    return environment._git_commit.__wrapped__
+
+
+def test_the_commit_is_that_of_the_checkout(tmp_path, git_commit):
+    assert git_commit(tmp_path) is None
 
     def git(*arguments):
         identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
@@ -33,25 +39,26 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-q", "-m", "first")
-    assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD")
+    assert git_commit(tmp_path) == environment._git_commit(tmp_path) == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("2")
-    assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    assert environment._git_commit(tmp_path) == git("rev-parse", "HEAD")  # of the code that this process runs
 
 
-def test_git_need_not_write_unicode(tmp_path, monkeypatch):
+def test_git_need_not_write_unicode(tmp_path, monkeypatch, git_commit):
     (tmp_path / ".git").mkdir()
     git = tmp_path / "git"
     git.write_text("#!/bin/sh\nprintf 'fatal: \\377' >&2\nexit 128\n")
     git.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment._git_commit(tmp_path) is None
+    assert git_commit(tmp_path) is None
 
 
-def test_the_variables_of_a_git_hook_name_no_other_repository(tmp_path, monkeypatch):
-    expected = environment._git_commit(REPOSITORY)
+def test_the_variables_of_a_git_hook_name_no_other_repository(tmp_path, monkeypatch, git_commit):
+    expected = git_commit(REPOSITORY)
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
-    assert environment._git_commit(REPOSITORY) == expected
+    assert git_commit(REPOSITORY) == expected
 
 
 def installed(monkeypatch, folder, **modules):
