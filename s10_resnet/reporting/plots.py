@@ -23,6 +23,7 @@ from s10_resnet.utils.io import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 BLACK, GREY, PALE, GRID = "#000000", "#595959", "#A0A0A0", "#E0E0E0"
@@ -64,7 +65,7 @@ def fixed_style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, atomically, into a folder that exists."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=_lay_out(figure), pil_kwargs={"compress_level": 1})
     atomic_write(path, buffer.getvalue())
 
 
@@ -73,7 +74,7 @@ def to_svg(figure: Figure) -> str:
     """Returns an SVG document with a transparent background, texts as text, and the same bytes for the same figure."""
     buffer = io.BytesIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=no_metadata)
+    figure.savefig(buffer, format="svg", bbox_inches=_lay_out(figure), transparent=True, metadata=no_metadata)
     return buffer.getvalue().decode()
 
 
@@ -176,7 +177,8 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: Sequence[str], *, title: 
     mesh = axes.pcolormesh(shares, cmap=colors, norm=norm, edgecolors="white", linewidth=0.8)
     for (row, column), images in np.ndenumerate(matrix):
         ink = "white" if shares[row, column] >= SHARES[-2] else BLACK if images else PALE
-        axes.text(column + 0.5, row + 0.5, f"{images:,}", ha="center", va="center", color=ink, fontsize=9)
+        place: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}  # their cells have room for them
+        axes.text(column + 0.5, row + 0.5, f"{images:,}", color=ink, fontsize=9, **place)
     for row, share in enumerate(shares.diagonal()):
         axes.text(count + 0.15, row + 0.5, percent(share, 1), va="center", fontweight="bold", fontsize=9)
     axes.text(count + 0.15, -0.15, "accuracy", va="bottom")
@@ -343,6 +345,15 @@ def set_log_scale(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(LogFormatter())
     axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
+def _lay_out(figure: Figure) -> Bbox:
+    """Places what a figure consists of, and returns the box around it in inches; `savefig` would draw all for that."""
+    figure.set_dpi(DPI)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    return figure.get_tightbbox().padded(0.1)
 
 
 def _set_up_epoch_axes(loss: Axes, accuracy: Axes, epochs: int) -> None:
