@@ -350,7 +350,8 @@ def set_log_scale(axes: Axes) -> None:
 def _lay_out(figure: Figure) -> Bbox:
     """Places what a figure consists of, and returns the box around it in inches; `savefig` would draw all for that."""
     figure.set_dpi(DPI)
-    if engine := figure.get_layout_engine():
+    engine = figure.get_layout_engine()
+    if engine and figure.axes:  # constrained layout warns of a figure without Axes
         engine.execute(figure)
         figure.set_layout_engine(None)
     return figure.get_tightbbox().padded(0.1)

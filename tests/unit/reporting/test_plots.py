@@ -215,7 +215,9 @@ def test_images_shows_each_image_above_its_caption(tmp_path, count, shape):
 
 
 def test_no_images():
-    assert plots.plot_images(noise(0), [], title="Images").get_suptitle() == "Images\nno images"
+    figure = plots.plot_images(noise(0), [], title="Images")
+    assert figure.get_suptitle() == "Images\nno images"
+    assert "no images" in plots.to_svg(figure)  # and no warning
 
 
 def test_images_keeps_long_captions_apart():
