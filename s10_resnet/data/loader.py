@@ -128,14 +128,14 @@ class DeviceAugmentedBatches(AugmentedBatches):
     def __init__(self, split: Split, device: torch.device, *, crop_padding: int, flip: str, cutout_size: int) -> None:
         super().__init__(split, crop_padding=crop_padding, flip=flip, cutout_size=cutout_size)
         self.images, self.labels = self.images.to(device), self.labels.to(device)
-        self.device_transform = DeviceTransform(self.transform, self.images.shape[1:])
+        self.device_transform = DeviceTransform(crop_padding, flip == "random", cutout_size)
 
     def __getitem__(self, spec: BatchSpec) -> tuple[Tensor, Tensor]:
         device = self.images.device
         params = self.device_transform.sample_params(np.random.default_rng(spec.key), len(spec.indices))
         params = params.to(device, non_blocking=True)
         indices = torch.from_numpy(spec.indices).to(device, non_blocking=True)
-        images = self.device_transform.apply(self.images, params, indices)
+        images = self.device_transform.apply(self.images, indices, params)
         if self.alternating_flip:
             flipped = torch.from_numpy(_is_flipped(spec, len(self.images))).to(device, non_blocking=True)
             images = torch.where(flipped[:, None, None, None], images.flip(2), images)

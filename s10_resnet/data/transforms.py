@@ -17,6 +17,7 @@ import albumentations as A  # noqa: N812
 # stds.)
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
+MEAN_PIXEL = tuple(round(255 * mean) for mean in MEAN)
 
 
 def train_transform(*, crop: bool, flip: bool, cutout_size: int) -> A.Compose:
@@ -42,7 +43,7 @@ def train_transform(*, crop: bool, flip: bool, cutout_size: int) -> A.Compose:
                 num_holes_range=(1, 1),
                 hole_height_range=(cutout_size, cutout_size),
                 hole_width_range=(cutout_size, cutout_size),
-                fill=tuple(round(255 * mean) for mean in MEAN),
+                fill=MEAN_PIXEL,
                 p=1.0,
             )
         )
