@@ -75,9 +75,18 @@ def create_gpu_report(config: BenchmarkConfig) -> dict[str, Any]:
             content["parts"].append(part)
             write_json(run_dir / "gpu-report.json", content)
             atomic_write(run_dir / "gpu-report.md", to_markdown(content).encode())
-            logger.info(f"{part['seconds']:6.1f} s  {title}{': FAILED' if 'error' in part else ''}")
+            logger.info(f"{part['seconds']:6.1f} s  {title}{_outcome(part)}")
     logger.info(f"see {run_dir / 'gpu-report.md'}")
     return content
+
+
+def _outcome(part: dict[str, Any]) -> str:
+    if "error" in part:
+        return ": FAILED"
+    results = part["results"]
+    if "final_eval_accuracy" not in results:
+        return ""
+    return f": {results['final_eval_accuracy']:.2%}, {results['train_seconds']:.1f} s of training steps"
 
 
 def list_commands(config: BenchmarkConfig, *, on_cuda: bool) -> list[tuple[str, str, dict[str, Any], int]]:

@@ -39,7 +39,7 @@ class Package:
 
     def leave(self, run_dir, weight, seconds):
         run_dir.mkdir(exist_ok=True)
-        write_json(run_dir / "summary.json", {"final_eval_accuracy": 0.9412})
+        write_json(run_dir / "summary.json", {"final_eval_accuracy": 0.9412, "train_seconds": 13.54})
         write_csv(run_dir / "history.csv", [{"eval_accuracy": 0.5, "train_seconds": seconds}])
         serialization.save(run_dir / "last.pt", {"model": {"w": torch.tensor([0.0, weight])}})
 
@@ -104,7 +104,10 @@ def test_a_dry_run_does_all_that_needs_no_gpu(report, tmp_path, capsys):
     assert "    python -m s10_resnet train --dataset synthetic" in page
     assert "```\nbenchmark said this\n```" in page
     assert "Stopped after step 5 and resumed: bit-identical." in page
-    assert capsys.readouterr().out.splitlines()[-1] == f"see {tmp_path / 'b' / 'gpu-report.md'}"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" s  2 epochs, augmentation on the device: 94.12%, 13.5 s of training steps")
+    assert lines[2].endswith(f" s  {gpu_report.STAGES}")
+    assert lines[-1] == f"see {tmp_path / 'b' / 'gpu-report.md'}"
 
 
 def test_fp16_is_for_cuda():
