@@ -150,12 +150,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_pat
 
 
 KILLED = {  # a file that is not written any more
-    "history of the first epoch": (run_logger, "write_csv", 1),
-    "weights of the first epoch": (serialization, "atomic_write", 2),
+    "weights of the first epoch": (serialization, "atomic_write", 1),
     "best weights": (run_logger, "link_or_copy", 1),
-    "checkpoint of the second epoch": (serialization, "atomic_write", 3),
+    "checkpoint of the first epoch": (serialization, "atomic_write", 2),
+    "history of the first epoch": (run_logger, "write_csv", 1),
+    "weights of the second epoch": (serialization, "atomic_write", 3),
+    "checkpoint of the second epoch": (serialization, "atomic_write", 4),
     "history of the second epoch": (run_logger, "write_csv", 2),
-    "weights of the second epoch": (serialization, "atomic_write", 4),
     "summary": (run_logger, "write_json", 1),
 }
 
@@ -305,7 +306,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(finished, tmp_pa
     folder = tmp_path / "run"
     full = OSError(errno.ENOSPC, "No space left on device", str(folder / "checkpoint.pt"))
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, serialization, "atomic_write", 3, failing(full))  # the checkpoint of the second epoch
+        at_call(patch, serialization, "atomic_write", 4, failing(full))  # the checkpoint of the second epoch
         with pytest.raises(EnvironmentFailure) as raised:
             train(small(tmp_path))
     assert str(raised.value) == (
