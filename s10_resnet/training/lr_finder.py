@@ -2,7 +2,7 @@
 
 The test increases the learning rate at every step and records the loss. The usual rules were made for SGD, whose loss
 diverges soon after its best rate. Adam's does not: its curve has a wide, flat minimum, for which those rules recommend
-rates about ten times too low. `flat_minimum` reads such a curve. results/LOG.md has the evidence.
+rates several times too low. `flat_minimum` reads such a curve. results/LOG.md has the evidence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs all checks: ``python -m tests.stress``, or ``make stress``; about 20 minutes on two cores."""
+"""Runs all checks: ``python -m tests.stress``, or ``make stress``; about 25 minutes on two cores."""
 
 from __future__ import annotations
 
