@@ -263,7 +263,8 @@ def _parse_choices(word: str) -> list[tuple[str, tuple[str, Any]]]:
     if not equals:
         raise InputError(f"VARIANT {printable(word)}: must be NAME=VALUE or NAME=VALUE,VALUE, as in max-lr=2e-3,5e-3")
     if name not in known:
-        why = "cannot be varied" if name in fields else _explain_unknown(name, known, prefix="")
+        not_varied = f"cannot be varied; settings of {', '.join(RECIPE_GROUPS)} can"
+        why = not_varied if name in fields else _explain_unknown(name, known, prefix="")
         raise InputError(f"VARIANT {printable(word)}: {why}")
     is_tuple = get_origin(fields[name].annotation) is tuple
     choices = []

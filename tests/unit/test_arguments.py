@@ -353,7 +353,10 @@ def test_variants(text, variants):
         ("xyzzy=3", "VARIANT xyzzy=3: is unknown"),
         ("lr=3", "VARIANT lr=3: is unknown; did you mean max-lr?"),
         ("rotation=3", "VARIANT rotation=3: was removed"),
-        ("seed=3", "VARIANT seed=3: cannot be varied"),
+        (
+            "seed=3",
+            "VARIANT seed=3: cannot be varied; settings of training, augmentation, learning rate range test can",
+        ),
         ("max-lr=", "--max-lr : must be a number above 0 and at most 1000, or auto"),
         ("cutout-size=99", "--cutout-size 99: must be an integer from 0 to 32"),
         ("betas=0.9", "--betas 0.9: must be two numbers of at least 0 and below 1"),
