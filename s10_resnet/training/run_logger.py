@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class RunLogger(TrainingLogger):
         )
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
         self.unsaved_weights: dict[str, dict[str, Any]] = {}  # content of last.pt and best.pt
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None  # the last checkpoint
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
         self.checkpoint_seconds = 60 * setup.config.checkpoint_every_minutes
@@ -95,10 +98,11 @@ class RunLogger(TrainingLogger):
         Returns:
             The content of ``summary.json``.
         """
-        self.close()
+        self.progress.close()
         if status == "completed":
             self._save_if_new(state)
-        self._write_weights()
+        self._wait_for_writer()
+        self._write_weights(self.unsaved_weights)
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
@@ -121,6 +125,7 @@ class RunLogger(TrainingLogger):
 
     def on_interrupt(self, state: TrainingState) -> None:
         """Saves everything, so that the run can be resumed from this step."""
+        self.progress.close()
         if state.history and state.metrics.steps == 0:
             self._keep_weights(state)
         self._save_if_new(state)
@@ -135,12 +140,15 @@ class RunLogger(TrainingLogger):
     def save_checkpoint(self, state: TrainingState) -> None:
         """Writes the weights of the epochs so far and a checkpoint, and keeps the previous one.
 
+        A thread writes copies of them while the training continues. Its errors are raised at the next save, or at the
+        end of the training.
+
         Raises:
             TrainingError: If a loss or a weight is not finite; nothing is written then.
         """
         state.check_loss()
         state.check_weights()
-        self._write_weights()  # first: a run that is resumed does not have them any more
+        self._wait_for_writer()
         content = {
             "state": state.state_dict(),
             "max_lr": self.max_lr,
@@ -148,16 +156,28 @@ class RunLogger(TrainingLogger):
             "dataset": self.setup.dataset,
             "environment": self.environment,
         }
-        serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
+        copies = serialization.to_cpu([content, self.unsaved_weights])
+        self.writing = self.writer.submit(self._write_checkpoint, *copies)
+        self.unsaved_weights = {}
         self.saved_position, self.saved_at = (state.step, len(state.history)), time.monotonic()
 
     def _save_if_new(self, state: TrainingState) -> None:
         if self.saved_position != (state.step, len(state.history)):
             self.save_checkpoint(state)
+        self._wait_for_writer()
+
+    def _wait_for_writer(self) -> None:
+        if self.writing is not None:
+            self.writing.result()
+
+    def _write_checkpoint(self, content: dict[str, Any], weights: dict[str, Any]) -> None:
+        self._write_weights(weights)  # first: a run that is resumed does not have them any more
+        serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
 
     def close(self) -> None:
-        """Ends progress bars and the TensorBoard writer."""
+        """Ends progress bars, the TensorBoard writer and, once it has written the last checkpoint, the thread."""
         self.progress.close()
+        self.writer.shutdown()
         if self.tensorboard is not None:
             self.tensorboard.close()
 
@@ -182,16 +202,15 @@ class RunLogger(TrainingLogger):
         if best_epoch(state.history) is last:
             self.unsaved_weights["best.pt"] = content
 
-    def _write_weights(self) -> None:
-        """Writes the weights that have been kept; best.pt is a hard link of last.pt if they are the same."""
-        last, best = (self.unsaved_weights.get(name) for name in ("last.pt", "best.pt"))
+    def _write_weights(self, weights: dict[str, Any]) -> None:
+        """Writes the weights of epochs by file name; best.pt is a hard link of last.pt if they are the same."""
+        last, best = weights.get("last.pt"), weights.get("best.pt")
         if last:
             serialization.save(self.run_dir / "last.pt", last)
-        if best and best is last:
+        if best and last and best["epoch"] == last["epoch"]:
             link_or_copy(self.run_dir / "last.pt", self.run_dir / "best.pt")
         elif best:
             serialization.save(self.run_dir / "best.pt", best)
-        self.unsaved_weights = {}
 
     def _summarize(self, state: TrainingState, status: str) -> dict[str, Any]:
         setup, history = self.setup, state.history

@@ -132,7 +132,6 @@ def fit_run(
             trainer.fit(log)
             return log.on_train_end(state, "completed")
         except ShutdownRequested as request:
-            log.close()
             if not request.urgent:
                 log.on_interrupt(state)
             raise
@@ -144,6 +143,7 @@ def fit_run(
         cause = explain_system_error(error)
         if cause is None:
             raise
+        log.close()  # the first checkpoint may be half written
         raise EnvironmentFailure(f"{cause}. {log.resume_hint}") from error
     finally:
         log.close()

@@ -3,6 +3,8 @@
 import csv
 import json
 import sys
+import time
+from threading import Event
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from tests.runs import (
     fault,
     names_in,
     rows,
+    same_tensors,
     small,
     small_network,
     stop,
@@ -168,13 +171,42 @@ def test_weights_that_are_saved_late_are_those_of_their_epoch(tmp_path, monkeypa
         assert all(torch.equal(tensor, once["model"][key]) for key, tensor in often["model"].items())
 
 
-def test_a_checkpoint_is_not_written_before_the_weights_of_its_epochs(tmp_path):
+@pytest.mark.parametrize(("file", "epochs"), [(2, 0), (4, 1)])
+def test_a_checkpoint_is_not_written_before_the_weights_of_its_epochs(tmp_path, file, epochs):
+    folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, serialization, "atomic_write", 2, failing(OSError(28, "No space left on device")))
+        at_call(patch, serialization, "atomic_write", file, failing(OSError(28, "No space left on device")))
         with pytest.raises(EnvironmentFailure):
             train(small(tmp_path))
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
-    assert serialization.load(tmp_path / "run" / "best.pt")["epoch"] == 1
+    assert (folder / "checkpoint.pt").exists() == bool(epochs)
+    assert serialization.load(folder / "last.pt")["epoch"] == epochs + 1
+    assert not (folder / "summary.json").exists()
+    assert resume(folder)["status"] == "completed"
+
+
+def test_a_checkpoint_is_that_of_its_step_whenever_it_is_written(tmp_path, monkeypatch):
+    setup = create_setup(small(tmp_path))
+    state, changed = setup.build_state(0.01), Event()
+    log = RunLogger(setup, tmp_path, 0.01, quiet=True)
+    at_call(monkeypatch, serialization, "save", 1, lambda: changed.wait(60))
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    log.save_checkpoint(state)
+    with torch.no_grad():
+        for tensor in (*state.model.parameters(), state.metrics.sums):
+            tensor += 1
+    state.step = state.scheduler.last_epoch = 1
+    changed.set()
+    log.close()
+    saved = serialization.load(tmp_path / "checkpoint.pt")["state"]
+    assert same_tensors(saved["model"], before)
+    assert saved["step"] == saved["scheduler"]["last_epoch"] == 0
+    assert saved["metrics"]["sums"].tolist() == [0, 0]
+
+
+def test_a_failed_run_names_a_checkpoint_that_was_being_written(tmp_path, monkeypatch):
+    at_call(monkeypatch, serialization, "save", 1, lambda: time.sleep(0.5))
+    with fault(5, failing(MemoryError())), pytest.raises(EnvironmentFailure, match="from the last checkpoint"):
+        train(small(tmp_path))
 
 
 # Plots
