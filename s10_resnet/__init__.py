@@ -43,18 +43,14 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-_EXPORTS = {
-    "FindLRConfig": "config",
-    "TrainConfig": "config",
-    "EnvironmentFailure": "errors",
-    "InputError": "errors",
-    "TrainingError": "errors",
-    "predict": "evaluation.predict",
-    "load_model": "models.pretrained",
-    "find_lr": "training.trainer",
-    "resume": "training.trainer",
-    "train": "training.trainer",
+_MODULES = {
+    "config": ("FindLRConfig", "TrainConfig"),
+    "errors": ("EnvironmentFailure", "InputError", "TrainingError"),
+    "evaluation.predict": ("predict",),
+    "models.pretrained": ("load_model",),
+    "training.trainer": ("find_lr", "resume", "train"),
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import os.path
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -47,25 +47,15 @@ HINT = "--help lists what there is"
 CONFIG_HELP = "start from the settings in the config.json of an earlier run; flags override them"
 
 
-def make_parser(
-    settings_class: type[Settings],
-    prog: str | None = None,
-    description: str = "",
-    epilog: str = "",
-    resume_help: str = "",
-) -> argparse.ArgumentParser:
+def make_parser(settings_class: type[Settings], resume_help: str = "", **texts: Any) -> argparse.ArgumentParser:
     """Returns a parser with a flag for each field, which leaves out of its result what is not given.
 
     Args:
         settings_class: Whose fields the flags are.
-        prog: Name of the program.
-        description: What it does, in --help.
-        epilog: End of --help.
         resume_help: What ``--resume`` does; without it there is no such flag.
+        **texts: ``prog``, ``description`` and ``epilog`` of `argparse.ArgumentParser`.
     """
-    parser = _Parser(
-        prog=prog, description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
+    parser = _Parser(**texts, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     # -1e-3 is a value, not a flag; by default argparse takes only -1 and -0.001 for one.
     parser._negative_number_matcher = re.compile(r"-[\d.]|-inf|-nan")
     parser.add_argument("--version", action="version", version=_version())
@@ -128,18 +118,21 @@ def parse_args(
     return {**given, "resume": Path(resume)}
 
 
-def format_args(settings: Settings) -> str:
-    """Returns the flags that differ from the defaults, quoted for a shell; `parse_args` reads them back."""
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Returns values by the name of their field as the words of a command line; `parse_args` reads them back."""
     words: list[str] = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if value == field.get_default(call_default_factory=True):
-            continue
+    for name, value in values.items():
         if isinstance(value, bool):
-            words.append(flag(name) if value else flag(f"no_{name}"))
+            words.append(flag(name if value else f"no_{name}"))
         else:
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
+    return words
+
+
+def format_args(settings: Settings) -> str:
+    """Returns the flags that differ from the defaults, quoted for a shell."""
+    defaults = {n: f.get_default(call_default_factory=True) for n, f in type(settings).model_fields.items()}
+    return shlex.join(to_flags({name: value for name, value in settings if value != defaults[name]}))
 
 
 def parse_variant(text: str) -> dict[str, dict[str, Any]]:

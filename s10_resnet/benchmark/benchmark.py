@@ -21,8 +21,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from s10_resnet.arguments import to_flags
 from s10_resnet.benchmark.baseline import PIPELINE_IMAGES, single_thread
-from s10_resnet.benchmark.gpu_report import create_gpu_report, run_module, start_module, to_flags
+from s10_resnet.benchmark.gpu_report import create_gpu_report, run_module, start_module
 from s10_resnet.config import QUICK, BenchmarkConfig, TrainConfig
 from s10_resnet.data.loader import iterate_batches
 from s10_resnet.errors import EnvironmentFailure, InputError
@@ -78,7 +79,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     logger.info(f"batches of {config.batch_size:,}; the baseline script: fp32, {baseline_workers(setup)} workers")
     with baseline_process(setup) as baseline:
         measures = (measure_pipeline, measure_step, measure_epoch, measure_process)  # the step warms up for the epoch
-        stages = [measure(setup, baseline, config.repeats) for measure in progress_bar(measures, 4, "timing", "stage")]
+        bar = progress_bar(measures, desc="timing", unit="stage")
+        stages = [measure(setup, baseline, config.repeats) for measure in bar]
     _, step, epoch, _ = (stage["package_images_per_second"] for stage in stages)
     sizes = CPU_MATMUL_SIZES if setup.runtime.device.type == "cpu" else MATMUL_SIZES
     peak = max(measure_matmul(size, setup.runtime, config.repeats) for size in sizes)

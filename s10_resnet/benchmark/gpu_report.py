@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from s10_resnet.config import BenchmarkConfig, flag
+from s10_resnet.arguments import to_flags
+from s10_resnet.config import BenchmarkConfig
 from s10_resnet.errors import EnvironmentFailure, InputError
 from s10_resnet.utils import serialization
 from s10_resnet.utils.console import logger
@@ -169,17 +170,6 @@ def to_markdown(content: dict[str, Any]) -> str:
                 f"{results['largest_difference']:.3g}; equal metrics: {results['metrics_equal']}."
             )
     return "\n\n".join(blocks) + "\n"
-
-
-def to_flags(values: dict[str, Any]) -> list[str]:
-    """Returns settings as flags of a command line."""
-    flags: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, bool):
-            flags.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            flags += [flag(name), str(value)]
-    return flags
 
 
 def run_module(args: list[str], timeout: float | None = None) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def read_images(paths: Sequence[Path], name: str) -> tuple[np.ndarray, dict[Path
     """
     images: list[np.ndarray] = []
     errors: dict[Path, str] = {}
-    for path in progress_bar(paths, len(paths), "reading", "image"):
+    for path in progress_bar(paths, desc="reading", unit="image"):
         try:
             images.append(read_image(path))
         except InputError as error:

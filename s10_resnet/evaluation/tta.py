@@ -41,21 +41,10 @@ class TTAModel(nn.Module):
         return sum(logits)  # [B, C]
 
 
-def tta_accuracies(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> dict[str, float]:
-    """Returns the accuracy with each kind of test-time augmentation, a fraction of 1.
-
-    The arguments are those of `s10_resnet.evaluation.inference.predict_logits`, and the labels, int64 ``[N]``, on the
-    same device.
-
-    Returns:
-        ``accuracy`` (without test-time augmentation), ``accuracy_tta_flip`` and ``accuracy_tta_flip_shift``.
-    """
-    accuracies = {}
-    for tta in TTA_VIEWS:
-        predicted = predict_logits(TTAModel(model, tta), images, runtime).argmax(1)
-        name = "accuracy" if tta == "none" else f"accuracy_tta_{tta}"
-        accuracies[name] = (predicted == labels).double().mean().item()
-    return accuracies
+def tta_accuracy(model: nn.Module, tta: str, images: Tensor, labels: Tensor, runtime: Runtime) -> float:
+    """Returns the accuracy with a kind of test-time augmentation, a fraction of 1; see `predict_logits`."""
+    predicted = predict_logits(TTAModel(model, tta), images, runtime).argmax(1)
+    return (predicted == labels).double().mean().item()
 
 
 def _view(images: Tensor, shift: int, flip: bool) -> Tensor:

@@ -28,7 +28,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     interval = None
     if std is not None and n >= MIN_VALUES:
         # A scale of 0 would give NaN.
-        interval = _to_list(stats.t.interval(CONFIDENCE, n - 1, mean, std / n**0.5)) if std else [mean, mean]
+        interval = [*map(float, stats.t.interval(CONFIDENCE, n - 1, mean, std / n**0.5))] if std else [mean, mean]
     return {"n": n, "mean": mean, "std": std, "interval": interval, "values": list(values)}
 
 
@@ -54,9 +54,5 @@ def welch_interval(values: Sequence[float], reference: Sequence[float]) -> dict[
             # The warning is about values that are all equal on one side.
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 test = stats.ttest_ind(values, reference, equal_var=False)
-            interval = _to_list(test.confidence_interval(CONFIDENCE))
+            interval = [*map(float, test.confidence_interval(CONFIDENCE))]
     return {"difference": difference, "interval": interval}
-
-
-def _to_list(interval: Sequence[float]) -> list[float]:
-    return [float(bound) for bound in interval]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from s10_resnet.arguments import parse_variant
 from s10_resnet.config import SweepConfig, TrainConfig, flag, printable
 from s10_resnet.errors import InputError, TrainingError
-from s10_resnet.evaluation.tta import tta_accuracies
+from s10_resnet.evaluation.tta import tta_accuracy
 from s10_resnet.experiments.statistics import summarize, welch_interval
 from s10_resnet.models.pretrained import load_model
 from s10_resnet.reporting import plots, sweep_plots
@@ -24,7 +24,7 @@ from s10_resnet.reporting.formatting import plural, title_suffix
 from s10_resnet.training import checkpoint
 from s10_resnet.training.run_files import read_summary
 from s10_resnet.training.setup import Setup, create_setup
-from s10_resnet.training.trainer import fit_run, resolve_max_lr
+from s10_resnet.training.trainer import fit_run
 from s10_resnet.utils.console import format_table, logger, progress_bar, warn_on_error
 from s10_resnet.utils.io import create_run_dir, exclusive_lock, read_json, write_json
 from s10_resnet.utils.launch import command, launch_env
@@ -183,7 +183,7 @@ def _run(
         logger.info(f"writing to {sweep_dir}\n{setup.description}")
         logger.info(f"variants: {len(variants)}, seeds: {config.num_seeds}, runs to train: {len(todo)}")
         try:
-            for number, (label, seed) in enumerate(progress_bar(todo, len(todo), "sweep", "run"), 1):
+            for number, (label, seed) in enumerate(progress_bar(todo, desc="sweep", unit="run"), 1):
                 name = f"{names[label]}-seed-{seed}"
                 run_config = variants[label].replace(seed=seed, output_dir=sweep_dir, name=name)
                 trials.append(_train(setup.with_config(run_config), sweep_dir / name, label))
@@ -208,13 +208,14 @@ def _train(setup: Setup[TrainConfig], run_dir: Path, label: str) -> TrialResult:
             if summary.get("status") != "completed":
                 path = checkpoint.find_checkpoint(run_dir, run_dir)
                 saved = checkpoint.load_checkpoint(path) if path else None
-                max_lr = saved["max_lr"] if saved else resolve_max_lr(setup, run_dir)
-                summary = fit_run(setup, run_dir, max_lr, saved, quiet=True)
+                summary = fit_run(setup, run_dir, saved, quiet=True)
     except TrainingError as error:
         return TrialResult(**named, failed=printable(str(error), 1000))
     model = load_model(run_dir, str(setup.runtime.device), setup.runtime.precision)
+    images, labels = setup.eval_tensors()
+    accuracies = {m: tta_accuracy(model, tta, images, labels, setup.runtime) for m, tta in METRICS.items()}
     return TrialResult(
-        **named | tta_accuracies(model, *setup.eval_tensors(), setup.runtime),
+        **named | accuracies,
         max_lr=summary["max_lr"],
         train_accuracy=summary["final_train_accuracy"],
         train_seconds=summary["train_seconds"],

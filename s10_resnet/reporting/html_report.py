@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -20,8 +20,8 @@ from PIL import Image
 
 from s10_resnet.config import TrainConfig
 from s10_resnet.reporting import figures, plots
+from s10_resnet.reporting.figures import RunData
 from s10_resnet.reporting.formatting import DATASET_NAMES, MISSING, load_template, run_name
-from s10_resnet.reporting.plots import Epoch
 from s10_resnet.utils.io import atomic_write
 
 if TYPE_CHECKING:
@@ -38,48 +38,30 @@ CSS_COLORS = {
 }
 
 
-def write_report(
-    path: Path,
-    *,
-    summary: Mapping[str, Any],
-    config: Mapping[str, Any],
-    history: Sequence[Epoch],
-    lrs: Sequence[float],
-    steps_per_epoch: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    probabilities: np.ndarray,
-    samples: np.ndarray,
-    sample_labels: Sequence[str],
-) -> None:
-    """Writes the page, atomically, into a folder that exists.
-
-    ``summary`` and ``config`` are the contents of ``summary.json`` and ``config.json``, ``images``, ``labels`` and
-    ``classes`` those of the evaluation; the rest is what `figures.plot_setup` and `figures.plot_results` take.
-    """
-    split, count = summary["eval_split"], figures.GRID_IMAGES
-    wrong = figures.most_confident_errors(labels, probabilities)
-    curves = plots.plot_curves(history, split=split, target=figures.TARGETS.get(summary["dataset"]))
-    lr_schedule = plots.plot_lr_schedule(lrs, steps_per_epoch=steps_per_epoch)
-    confusion = plots.plot_confusion_matrix(figures.confusion_matrix(labels, probabilities), classes)
+def write_report(path: Path, run: RunData) -> None:
+    """Writes the page, atomically, into a folder that exists."""
+    summary, split, count = run.summary, run.summary["eval_split"], figures.GRID_IMAGES
+    images, labels, classes = run.eval
+    curves = plots.plot_curves(run.history, split=split, target=figures.TARGETS.get(summary["dataset"]))
+    lr_schedule = plots.plot_lr_schedule(run.lrs, steps_per_epoch=run.steps_per_epoch)
+    confusion = plots.plot_confusion_matrix(run.confusion_matrix, classes)
     text = load_template("report.html", autoescape=True).render(
         name=run_name(path),
         dataset=DATASET_NAMES[summary["dataset"]],
         summary=summary,
-        config=config,
+        config=run.config,
         split=split,
         curves=_inline_svg(curves, "curves", "loss and accuracy by epoch"),
         lr_schedule=_inline_svg(lr_schedule, "lr-schedule", "learning rate by step"),
         confusion=_inline_svg(confusion, "confusion", "confusion matrix"),
-        epochs=history,
-        error_count=len(wrong),
+        epochs=run.history,
+        error_count=len(run.errors),
         errors=[
-            (_data_uri(images[i]), classes[probabilities[i].argmax()], classes[labels[i]], probabilities[i].max())
-            for i in wrong[:count]
+            (_data_uri(images[i]), classes[run.predicted[i]], classes[labels[i]], run.probabilities[i].max())
+            for i in run.errors[:count]
         ],
-        samples=list(zip(map(_data_uri, samples[:count]), sample_labels[:count], strict=True)),
-        settings=_settings(config),
+        samples=list(zip(map(_data_uri, run.samples[:count]), run.sample_labels[:count], strict=True)),
+        settings=_settings(run.config),
         environment=_environment(summary),
     )
     atomic_write(path, text.encode(errors="replace"))  # a folder's name need not be Unicode

@@ -93,11 +93,7 @@ def restore(state: TrainingState, saved: dict[str, Any], epochs: int, steps_per_
 
 
 def _check_layout(saved: dict[str, Any], state: TrainingState) -> None:
-    """Checks names, types and shapes. PyTorch sets any attribute of a scheduler, and takes moments of any shape.
-
-    Raises:
-        ValueError: If they differ from those of the run.
-    """
+    """Raises an error for other names, types or shapes: PyTorch takes any attribute of a scheduler, and any moments."""
     expected = state.state_dict()
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     moments = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters]

@@ -48,14 +48,15 @@ def train_one_epoch(
                 state.check_loss()
             failed = metrics.failed > 0
             optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # read by fused optimizers
-            if runtime.scaler.is_enabled():  # GradScaler overwrites found_inf; a NaN loss makes it skip the step
+            if state.scaler.is_enabled():  # GradScaler overwrites found_inf; a NaN loss makes it skip the step
                 loss = loss * torch.where(failed, torch.nan, 1.0)
             optimizer.zero_grad()
-            runtime.scaler.scale(loss).backward()
-            runtime.scaler.step(optimizer)
-            runtime.scaler.update()
+            state.scaler.scale(loss).backward()
+            state.scaler.step(optimizer)
+            state.scaler.update()
             metrics.lr = float(state.scheduler.get_last_lr()[0])
-            state.end_step()
+            state.scheduler.step()
+            state.step += 1
             now = time.perf_counter()
             metrics.seconds += now - start
             start = now

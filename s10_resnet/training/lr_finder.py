@@ -35,36 +35,20 @@ MAX_POINTS = 1000  # that are smoothed and read, which takes quadratic time
 
 @dataclass(frozen=True)
 class LRCurve:
-    """Learning rates in increasing geometric order and the loss of the step taken with each.
+    """Learning rates in increasing geometric order and the loss of the step taken with each."""
 
-    Attributes:
-        lrs: float64 ``[S]``.
-        losses: float64 ``[S]``.
-        non_finite: Whether the test ended because the next loss was NaN or infinite.
-    """
-
-    lrs: np.ndarray
-    losses: np.ndarray
-    non_finite: bool = False
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.losses).all():
-            raise ValueError("a curve ends before its first loss that is not finite")
+    lrs: np.ndarray  # float64 [S]
+    losses: np.ndarray  # float64 [S], finite
+    non_finite: bool = False  # whether the test ended because the next loss was NaN or infinite
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the rules read from a curve.
+    """What the rules read from a curve."""
 
-    Attributes:
-        suggestions: Learning rate by rule; empty if the curve has no minimum.
-        recommended: Name of the recommended rule, or None.
-        reason: Explanation in one sentence.
-    """
-
-    suggestions: dict[str, float]
-    recommended: str | None
-    reason: str
+    suggestions: dict[str, float]  # learning rate by rule; empty if the curve has no minimum
+    recommended: str | None  # name of the rule
+    reason: str  # in one sentence
 
     @property
     def max_lr(self) -> float | None:
@@ -115,13 +99,9 @@ def range_test(
         except (OSError, ValueError) as error:
             raise EnvironmentFailure(f"torch_lr_finder needs matplotlib, whose import failed: {error}") from error
 
-    non_finite = False
-
     def finite_loss(logits: Tensor, labels: Tensor) -> Tensor:
         loss = criterion(logits.float(), labels)
         if not torch.isfinite(loss):  # the library would go on to the last step
-            nonlocal non_finite
-            non_finite = True
             raise _NonFiniteLossError
         return loss
 
@@ -143,13 +123,12 @@ def range_test(
                     on_step(step, finder.history["lr"][-1], finder.history["loss"][-1])
             yield batch
 
-    loader = TrainDataLoaderIter(observed(), auto_reset=False)
+    loader, non_finite = TrainDataLoaderIter(observed(), auto_reset=False), False
     try:
         with (
             open(os.devnull, "w") as devnull,  # noqa: PTH123 - the library prints, and draws a bar of its own
             contextlib.redirect_stdout(devnull),
             contextlib.redirect_stderr(devnull),
-            contextlib.suppress(_NonFiniteLossError),
         ):
             finder.range_test(
                 loader,
@@ -159,6 +138,8 @@ def range_test(
                 smooth_f=0,
                 diverge_th=DIVERGENCE_FACTOR,
             )
+    except _NonFiniteLossError:
+        non_finite = True
     finally:
         finder.reset()
     return LRCurve(np.array(finder.history["lr"]), np.array(finder.history["loss"]), non_finite)
@@ -192,13 +173,9 @@ def noise_of_fall(curve: LRCurve, bandwidth: float = BANDWIDTH) -> float:
     as many at the end of the curve.
     """
     noise = np.median(np.abs(np.diff(curve.losses))) / (0.6745 * math.sqrt(2))
-    averaged = max(1.0, 2 * math.sqrt(math.pi) * bandwidth / _spacing(curve))
+    spacing = math.log10(curve.lrs[-1] / curve.lrs[0]) / (len(curve.lrs) - 1)  # decades
+    averaged = max(1.0, 2 * math.sqrt(math.pi) * bandwidth / spacing)
     return float(noise * math.sqrt(1 / averaged + 2 / averaged))
-
-
-def _spacing(curve: LRCurve) -> float:
-    """Returns the distance of neighboring learning rates in decades."""
-    return math.log10(curve.lrs[-1] / curve.lrs[0]) / (len(curve.lrs) - 1)
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:

@@ -6,12 +6,12 @@ import math
 import textwrap
 from pathlib import Path
 
-from tqdm import tqdm
-
 from s10_resnet.data.loader import iterate_batches
+from s10_resnet.reporting import plots
+from s10_resnet.reporting.formatting import title_suffix
 from s10_resnet.training.lr_finder import LRCurve, Suggestion, range_test, smooth, suggest
 from s10_resnet.training.setup import Setup
-from s10_resnet.utils.console import format_table, logger, shows_bars, warn_on_error
+from s10_resnet.utils.console import format_table, logger, progress_bar, warn_on_error
 from s10_resnet.utils.io import write_csv, write_json
 
 LINE_STEPS = 20  # between lines where there is no terminal
@@ -21,14 +21,7 @@ def run_range_test(setup: Setup) -> LRCurve:
     """Runs the range test with the weights, order and augmentation of the settings' seed."""
     config, model = setup.config, setup.build_model()
     epochs = math.ceil(config.lr_finder_steps / setup.steps_per_epoch)
-    bar = tqdm(
-        total=config.lr_finder_steps,
-        desc="range test",
-        unit="step",
-        disable=not shows_bars(),
-        leave=False,
-        dynamic_ncols=True,
-    )
+    bar = progress_bar(total=config.lr_finder_steps, desc="range test", unit="step")
 
     def on_step(step: int, lr: float, loss: float) -> None:
         bar.update()
@@ -51,8 +44,6 @@ def run_range_test(setup: Setup) -> LRCurve:
 
 def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
     """Runs the range test, logs the suggestions, and writes lr_finder.csv, lr_finder.json and lr_finder.png."""
-    from s10_resnet.reporting import figures  # matplotlib takes a second to import
-
     config = setup.config
     logger.info(
         f"range test: {config.lr_finder_steps} steps, learning rate {config.lr_finder_start_lr:g} to "
@@ -77,15 +68,11 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
     }
     write_json(run_dir / "lr_finder.json", content)
     with warn_on_error("a plot could not be drawn"):
-        figures.plot_range_test(
-            run_dir,
-            curve.lrs,
-            curve.losses,
-            smoothed,
-            suggestions=found.suggestions,
-            recommended=found.recommended,
-            dataset=setup.dataset,
+        title = f"Learning rate range test{title_suffix(setup.dataset)}"
+        figure = plots.plot_lr_range(
+            curve.lrs, curve.losses, smoothed, suggestions=found.suggestions, recommended=found.recommended, title=title
         )
+        plots.save(figure, run_dir / "lr_finder.png")
     table = [
         [name, f"{lr:.2e}", "recommended" if name == found.recommended else ""]
         for name, lr in found.suggestions.items()

@@ -35,18 +35,11 @@ def create_optimizer(
 
 
 def create_scheduler(
-    optimizer: torch.optim.Optimizer,
-    *,
-    max_lr: float,
-    total_steps: int,
-    pct_start: float,
-    anneal_strategy: str,
-    div_factor: float,
-    final_div_factor: float,
+    optimizer: torch.optim.Optimizer, *, total_steps: int, pct_start: float, **options: Any
 ) -> OneCycleLR:
     """Returns the one-cycle policy (Smith and Topin 2018, https://arxiv.org/abs/1708.07120), stepped after every batch.
 
-    See `torch.optim.lr_scheduler.OneCycleLR` for the arguments; ``total_steps`` is at least 2, and the optimizer's
+    The arguments are those of `torch.optim.lr_scheduler.OneCycleLR`; ``total_steps`` is at least 2, and the optimizer's
     betas stay as they are. In a short schedule the peak is moved to the nearest step: between two steps, it would not
     be reached.
     """
@@ -58,16 +51,7 @@ def create_scheduler(
     if pct_start == 1:
         # The peak is the last step; OneCycleLR, stepped once more, would divide by the length of the decrease.
         total_steps, pct_start = total_steps + 1, total_steps / (total_steps + 1)
-    return OneCycleLR(
-        optimizer,
-        max_lr=max_lr,
-        total_steps=total_steps,
-        pct_start=pct_start,
-        anneal_strategy=anneal_strategy,  # type: ignore[arg-type]
-        cycle_momentum=False,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-    )
+    return OneCycleLR(optimizer, total_steps=total_steps, pct_start=pct_start, cycle_momentum=False, **options)
 
 
 def planned_lrs(**schedule: Any) -> list[float]:

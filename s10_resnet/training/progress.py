@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from s10_resnet.training.state import TrainingState
-from s10_resnet.utils.console import logger, shows_bars
+from s10_resnet.utils.console import logger, progress_bar
 
 REFRESH_SECONDS = 0.5  # of the bar: reading the running metrics synchronizes with the device
 LINE_SECONDS = 60.0  # between lines within an epoch where there is no terminal
@@ -36,14 +36,8 @@ class Progress:
         """Starts the clock and prints the header of the table of epochs."""
         self.started, self.first_step = time.perf_counter(), state.step
         self.last_line = self.started
-        self.run_bar = tqdm(
-            total=self.epochs,
-            initial=len(state.history),
-            desc="run",
-            unit="epoch",
-            disable=not shows_bars(),
-            dynamic_ncols=True,
-        )
+        done = len(state.history)
+        self.run_bar = progress_bar(total=self.epochs, initial=done, desc="run", unit="epoch", leave=True)
         if not self.lines:
             return
         logger.info(
@@ -68,14 +62,8 @@ class Progress:
                 )
             return
         if self.epoch_bar is None:
-            self.epoch_bar = tqdm(
-                total=self.images,
-                desc=f"epoch {len(state.history) + 1}",
-                unit=" images",
-                mininterval=REFRESH_SECONDS,
-                leave=False,
-                dynamic_ncols=True,
-            )
+            title = f"epoch {len(state.history) + 1}"
+            self.epoch_bar = progress_bar(total=self.images, desc=title, unit=" images", mininterval=REFRESH_SECONDS)
         if self.epoch_bar.update(metrics.images - self.epoch_bar.n):
             self.epoch_bar.set_postfix_str(f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.1%}", refresh=False)
 

@@ -7,14 +7,17 @@ somebody else, so that everything is validated before use; weights are never ope
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from s10_resnet.config import TrainConfig, printable
 from s10_resnet.errors import InputError
 from s10_resnet.utils.io import read_csv, read_json
+
+T = TypeVar("T")
 
 CONFIG, HISTORY, SUMMARY = "config.json", "history.csv", "summary.json"
 # The previous version spelt the evaluation split into its keys: test_loss, final_val_accuracy, val_images.
@@ -28,20 +31,22 @@ Positive = Annotated[float, Field(gt=0, le=1e15)]
 Count = Annotated[int, Field(ge=1, le=10**15)]
 
 
-class _Epoch(BaseModel):
-    """A row of ``history.csv``: the fields of `s10_resnet.training.state.EpochMetrics`."""
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Metrics of one epoch, a row of ``history.csv``. Losses are means over images, accuracies fractions of 1."""
 
-    model_config = ConfigDict(allow_inf_nan=False)  # not strict: all cells of a CSV file are floats
+    # How `check_epoch` validates: not strictly, because all cells of a CSV file are floats.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
-    epoch: Count
-    train_loss: Loss
-    train_accuracy: Accuracy
-    eval_loss: Loss
-    eval_accuracy: Accuracy
-    lr: LearningRate
-    train_seconds: Positive
+    epoch: Count  # from 1
+    train_loss: Loss  # mean over the epoch's steps, on augmented images, while the weights change
+    train_accuracy: Accuracy  # likewise
+    eval_loss: Loss  # on the evaluation images, not augmented, at the end of the epoch
+    eval_accuracy: Accuracy  # likewise
+    lr: LearningRate  # of the epoch's last step
+    train_seconds: Positive  # of the training steps
     eval_seconds: Seconds
-    images_per_second: Positive
+    images_per_second: Positive  # training images divided by train_seconds
 
 
 class _Summary(BaseModel):
@@ -92,7 +97,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the epochs of a run, each with the fields of `s10_resnet.training.state.EpochMetrics`.
+    """Returns the epochs of a run, each with the fields of `EpochMetrics`.
 
     Accuracies are from 0 to 1, losses are finite, and epochs are numbered 1, 2, 3 and so on. There may be none.
 
@@ -108,7 +113,7 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
 
 def check_epoch(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Returns the metrics of an epoch, validated, or raises an `InputError` that begins with ``where``."""
-    return _validate(_Epoch, row, where)
+    return asdict(_validate(_EPOCH, row, where))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object")
-    return _validate(_Summary, content, f"{path}: ")
+    return _validate(_SUMMARY, content, f"{path}: ").model_dump()
 
 
 def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +140,13 @@ def _upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _validate(model: type[BaseModel], values: dict[str, Any], where: str) -> dict[str, Any]:
+# Built once: that takes longer than to validate a row.
+_EPOCH, _SUMMARY = TypeAdapter(EpochMetrics), TypeAdapter(_Summary)
+
+
+def _validate(adapter: TypeAdapter[T], values: dict[str, Any], where: str) -> T:
     try:
-        return model.model_validate(_upgrade(values)).model_dump()
+        return adapter.validate_python(_upgrade(values))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = printable(".".join(map(str, first["loc"])))

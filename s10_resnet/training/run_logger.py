@@ -12,6 +12,7 @@ from typing import Any
 from s10_resnet.config import TrainConfig
 from s10_resnet.errors import InputError
 from s10_resnet.models.resnet import count_parameters
+from s10_resnet.reporting import figures, html_report, model_card
 from s10_resnet.training.checkpoint import CHECKPOINT, PREVIOUS
 from s10_resnet.training.optim import planned_lrs
 from s10_resnet.training.progress import Progress
@@ -246,43 +247,21 @@ class RunLogger(TrainingLogger):
             return
         setup = self.setup
         with warn_on_error("a plot could not be drawn"):
-            from s10_resnet.reporting import figures
-
             images, labels = setup.first_batch()
             lrs = planned_lrs(**setup.schedule(self.max_lr))
             figures.plot_setup(self.run_dir, images, labels, lrs, setup.steps_per_epoch, dataset=setup.dataset)
         self.draws_setup = False
 
     def _draw_results(self, state: TrainingState, summary: dict[str, Any]) -> None:
-        from s10_resnet.reporting import figures, html_report, model_card
-
-        setup = self.setup
-        model_card.write_model_card(self.run_dir / "MODEL_CARD.md", summary, self.config.to_json(), setup.train.classes)
+        setup, config = self.setup, self.config.to_json()
+        model_card.write_model_card(self.run_dir / "MODEL_CARD.md", summary, config, setup.train.classes)
         assert state.eval_logits is not None
         probabilities = state.eval_logits.softmax(1).numpy()
-        figures.plot_results(
-            self.run_dir,
-            state.history,
-            setup.eval,
-            probabilities,
-            eval_split=setup.eval_split,
-            dataset=setup.dataset,
-        )
-        samples, sample_labels = setup.first_batch()
-        html_report.write_report(
-            self.run_dir / "report.html",
-            summary=summary,
-            config=self.config.to_json(),
-            history=state.history,
-            lrs=planned_lrs(**setup.schedule(self.max_lr)),
-            steps_per_epoch=setup.steps_per_epoch,
-            images=setup.eval.images,
-            labels=setup.eval.labels,
-            classes=setup.eval.classes,
-            probabilities=probabilities,
-            samples=samples,
-            sample_labels=sample_labels,
-        )
+        lrs, steps = planned_lrs(**setup.schedule(self.max_lr)), setup.steps_per_epoch
+        samples = setup.first_batch()
+        run = figures.RunData(summary, config, state.history, lrs, steps, *samples, setup.eval, probabilities)
+        figures.plot_results(self.run_dir, run)
+        html_report.write_report(self.run_dir / "report.html", run)
 
 
 class TensorBoardWriter:

@@ -37,27 +37,16 @@ WHITENING_IMAGES = 2000  # that the first convolution is computed from: 1.8 mill
 
 @dataclass(frozen=True)
 class Setup(Generic[C]):
-    """Settings with everything resolved that they leave open.
+    """Settings with everything resolved that they leave open."""
 
-    Attributes:
-        config: The settings as they were given.
-        runtime: Device, precision, and the other processes if there are any.
-        augment_on: ``cpu`` or ``device``.
-        workers: Number of data loading processes.
-        dataset: The data set that was loaded, ``cifar10`` or ``synthetic``.
-        train: The training images.
-        eval: The images to evaluate on.
-        eval_split: ``test``, or ``val`` if they were held out of the training images.
-    """
-
-    config: C
+    config: C  # as it was given
     runtime: Runtime
-    augment_on: str
+    augment_on: str  # cpu or device
     workers: int
-    dataset: str
+    dataset: str  # that was loaded: cifar10 or synthetic
     train: Split
-    eval: Split
-    eval_split: str
+    eval: Split  # the images to evaluate on
+    eval_split: str  # test, or val if they were held out of the training images
 
     @property
     def steps_per_epoch(self) -> int:
@@ -86,7 +75,9 @@ class Setup(Generic[C]):
 
     def single_process(self) -> Setup[C]:
         """Returns the same for rank 0 on its own."""
-        return replace(self, runtime=self.runtime.single_process()) if self.runtime.world_size > 1 else self
+        if self.runtime.world_size == 1:
+            return self
+        return replace(self, runtime=replace(self.runtime, rank=0, world_size=1))
 
     def with_config(self, config: C) -> Setup[C]:
         """Returns the same data and device with other settings of training and augmentation.
@@ -141,21 +132,14 @@ class Setup(Generic[C]):
 
     def schedule(self: Setup[TrainConfig], max_lr: float) -> dict[str, Any]:
         """Returns the arguments of `create_scheduler`."""
-        config = self.config
-        return {
-            "max_lr": max_lr,
-            "total_steps": config.epochs * self.steps_per_epoch,
-            "pct_start": config.pct_start,
-            "anneal_strategy": config.anneal_strategy,
-            "div_factor": config.div_factor,
-            "final_div_factor": config.final_div_factor,
-        }
+        names = {"pct_start", "anneal_strategy", "div_factor", "final_div_factor"}
+        total_steps = self.config.epochs * self.steps_per_epoch
+        return {"max_lr": max_lr, "total_steps": total_steps, **self.config.model_dump(include=names)}
 
     @cached_property
     def batches(self) -> AugmentedBatches:
         """The training images, padded and, if they are augmented there, on the device."""
-        config = self.config
-        options: dict[str, Any] = {name: getattr(config, name) for name in ("crop_padding", "flip", "cutout_size")}
+        options = self.config.model_dump(include={"crop_padding", "flip", "cutout_size"})
         if self.augment_on == "device":
             return DeviceAugmentedBatches(self.train, self.runtime.device, **options)
         return AugmentedBatches(self.train, **options)

@@ -5,7 +5,7 @@ The order of the images and their augmentation are functions of seed, epoch and 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,55 +13,24 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from s10_resnet.errors import TrainingError
+from s10_resnet.training.run_files import EpochMetrics
 from s10_resnet.utils.runtime import Runtime
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """Metrics of one epoch. Losses are means over images, accuracies fractions of 1.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Mean over the epoch's steps, on augmented images, while the weights change.
-        train_accuracy: Likewise.
-        eval_loss: On the evaluation images, not augmented, at the end of the epoch.
-        eval_accuracy: Likewise.
-        lr: Learning rate of the epoch's last step.
-        train_seconds: Time of the training steps.
-        eval_seconds: Time of the evaluation.
-        images_per_second: Training images divided by ``train_seconds``.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    eval_loss: float
-    eval_accuracy: float
-    lr: float
-    train_seconds: float
-    eval_seconds: float
-    images_per_second: float
 
 
 class RunningMetrics:
     """Loss and accuracy of the epoch in progress: sums over images, divided once.
 
     A mean of batch means would be wrong for a last batch that is smaller. The sums stay on the device: `update` does
-    not synchronize; reading `loss`, `accuracy` or `failed_step` does.
-
-    Attributes:
-        images: Number of images so far, of all processes together.
-        steps: Number of steps so far.
-        lr: Learning rate of the last step.
-        seconds: Time of the steps.
+    not synchronize; reading `loss`, `accuracy` or `failed` does.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.sums = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)  # loss, correct predictions
+        # The first step, counted from 1, whose loss was not finite; 0 if there was none.
         self.failed = torch.zeros((), dtype=torch.int64, device=runtime.device)
-        self.images = self.steps = 0
-        self.lr = self.seconds = 0.0
+        self.images = self.steps = 0  # images of all processes together
+        self.lr = self.seconds = 0.0  # of the last step; of all steps
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds this process's part of a batch: its mean loss, logits ``[B, C]`` and labels, int64 ``[B]``."""
@@ -83,11 +52,6 @@ class RunningMetrics:
         """Fraction of the images that are classified correctly."""
         return self.sums[1].item() / self.images
 
-    @property
-    def failed_step(self) -> int:
-        """The first step, counted from 1, whose loss was not finite; 0 if there was none."""
-        return int(self.failed.item())
-
     def state_dict(self) -> dict[str, Any]:
         """Returns plain values and a tensor."""
         return {name: getattr(self, name) for name in ("sums", "images", "steps", "lr", "seconds")}
@@ -101,34 +65,19 @@ class RunningMetrics:
 class TrainingState:
     """A training in progress.
 
-    Args:
-        model: From uint8 images ``[B, 32, 32, 3]`` to logits ``[B, C]``, on the runtime's device.
-        optimizer: A fused optimizer of the model's parameters.
-        scheduler: Stepped after every batch.
-        runtime: Device, precision, and the other processes if there are any.
-
-    Attributes:
-        ddp_model: The model wrapped for several processes; ``model`` itself in a single one.
-        step: Number of optimizer steps taken in the whole run.
-        metrics: Of the epoch in progress.
-        history: Metrics of the finished epochs.
-        eval_logits: Of the evaluation images after the last finished epoch, fp32 ``[N, C]`` on the CPU.
+    The model maps uint8 images ``[B, 32, 32, 3]`` to logits ``[B, C]``; the optimizer must be fused.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, runtime: Runtime
     ) -> None:
         self.model, self.optimizer, self.scheduler, self.runtime = model, optimizer, scheduler, runtime
-        self.ddp_model = runtime.wrap_ddp(model)
-        self.step = 0
-        self.metrics = RunningMetrics(runtime)
-        self.history: list[EpochMetrics] = []
-        self.eval_logits: Tensor | None = None
-
-    def end_step(self) -> None:
-        """Advances the schedule and the step counter after an update of the weights."""
-        self.scheduler.step()
-        self.step += 1
+        self.ddp_model = runtime.wrap_ddp(model)  # the model itself in a single process
+        self.scaler = runtime.new_scaler()
+        self.step = 0  # number of optimizer steps taken in the whole run
+        self.metrics = RunningMetrics(runtime)  # of the epoch in progress
+        self.history: list[EpochMetrics] = []  # of the finished epochs
+        self.eval_logits: Tensor | None = None  # after the last of them, fp32 [N, C] on the CPU
 
     def end_epoch(self, metrics: EpochMetrics, eval_logits: Tensor | None) -> None:
         """Adds the metrics of a finished epoch to the history and resets the running ones."""
@@ -138,10 +87,9 @@ class TrainingState:
 
     def check_loss(self) -> None:
         """Raises `TrainingError` if a loss of this epoch was not finite. Synchronizes with the device."""
-        if self.metrics.failed_step:
-            raise TrainingError(
-                f"epoch {len(self.history) + 1}, step {self.metrics.failed_step}: the loss is not finite"
-            )
+        failed = int(self.metrics.failed)
+        if failed:
+            raise TrainingError(f"epoch {len(self.history) + 1}, step {failed}: the loss is not finite")
 
     def check_weights(self) -> None:
         """Raises `TrainingError` if a weight is not finite: a bad gradient shows in no loss before the next step."""
@@ -154,7 +102,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "scaler": self.runtime.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "metrics": self.metrics.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
@@ -167,7 +115,7 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty if the run was begun in another precision
-            self.runtime.scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.metrics.load_state_dict(state["metrics"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,11 @@ class Trainer:
 
 
 def fit_run(
-    setup: Setup[TrainConfig], run_dir: Path, max_lr: float, saved: dict[str, Any] | None = None, *, quiet: bool = False
+    setup: Setup[TrainConfig], run_dir: Path, saved: dict[str, Any] | None = None, *, quiet: bool = False
 ) -> dict[str, Any]:
     """Trains to the end in a run folder, which must be locked, and leaves it resumable however the training ends.
 
-    Args:
-        setup: Settings, data and device.
-        run_dir: The run folder.
-        max_lr: Peak learning rate.
-        saved: The content of a checkpoint to continue from.
-        quiet: See `RunLogger`.
+    A run that is not continued from a checkpoint, ``saved``, begins with the range test if ``max_lr`` is ``auto``.
 
     Returns:
         The content of ``summary.json``.
@@ -121,6 +116,7 @@ def fit_run(
         EnvironmentFailure: If the disk is full, a worker was killed and the like.
         ShutdownRequested: After Ctrl-C or SIGTERM, once everything is saved.
     """
+    max_lr = setup.runtime.broadcast(saved["max_lr"] if saved else _resolve_max_lr(setup, run_dir))
     log = RunLogger(setup, run_dir, max_lr, quiet=quiet)
     try:
         trainer = Trainer(setup, max_lr, saved)
@@ -191,7 +187,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return {}
     run_dir = _start_run(setup, "train")
     with exclusive_lock(run_dir):
-        return fit_run(setup, run_dir, setup.runtime.broadcast(resolve_max_lr(setup, run_dir)))
+        return fit_run(setup, run_dir)
 
 
 @graceful_shutdown()
@@ -211,18 +207,14 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
     Raises:
         InputError: If there is no such run, its checkpoint is damaged, its settings differ, or another process is
             working on it. Nothing has been changed then.
-        TrainingError: See `train`.
-        EnvironmentFailure: See `train`.
-        ShutdownRequested: See `train`.
+        TrainingError, EnvironmentFailure, ShutdownRequested: See `train`.
     """
     path, given = Path(path), given or {}
     run_dir = path if path.is_dir() else path.parent
     other_rank = launch_env().rank > 0
-    with ExitStack() as lock:
-        if not (run_dir / "config.json").is_file():
-            raise InputError(f"--resume {path}: must be a run folder, or a checkpoint in one")
-        if not other_rank:
-            lock.enter_context(exclusive_lock(run_dir))
+    if not (run_dir / "config.json").is_file():
+        raise InputError(f"--resume {path}: must be a run folder, or a checkpoint in one")
+    with nullcontext() if other_rank else exclusive_lock(run_dir):
         source = checkpoint.find_checkpoint(run_dir, path)
         saved = checkpoint.load_checkpoint(source) if source else None
         setup = _resume_setup(run_dir, saved, given)
@@ -232,10 +224,9 @@ def resume(path: Path | str, given: Mapping[str, Any] | None = None) -> dict[str
         logger.info(f"resuming {run_dir}\n{setup.description}")
         if saved:
             checkpoint.warn_of_changed_environment(saved["environment"], setup.environment)
-        max_lr = setup.runtime.broadcast(saved["max_lr"] if saved else resolve_max_lr(setup, run_dir))
         if source == run_dir / checkpoint.PREVIOUS:
             source.replace(run_dir / checkpoint.CHECKPOINT)  # else the next checkpoint would replace the intact one
-        return fit_run(setup, run_dir, max_lr, saved)
+        return fit_run(setup, run_dir, saved)
 
 
 @graceful_shutdown()
@@ -260,11 +251,7 @@ def find_lr(config: FindLRConfig) -> Suggestion:
 
 
 def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup[TrainConfig]:
-    """Returns the setup of a run that is resumed.
-
-    Raises:
-        InputError: If settings given now, or in its config.json, are not those it was begun with.
-    """
+    """Returns the setup of a run that is resumed, or refuses settings that are not those it was begun with."""
     try:
         config = TrainConfig.from_json(read_json(run_dir / "config.json"))
     except InputError as error:
@@ -278,12 +265,8 @@ def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[st
     return create_setup(config.replace(**resolved)).with_config(config)
 
 
-def resolve_max_lr(setup: Setup[TrainConfig], run_dir: Path) -> float:
-    """Returns the peak learning rate of the settings; ``auto`` runs the range test.
-
-    Raises:
-        TrainingError: If the range test finds none.
-    """
+def _resolve_max_lr(setup: Setup[TrainConfig], run_dir: Path) -> float:
+    """Returns the peak learning rate of the settings; ``auto`` runs the range test."""
     if setup.config.max_lr != "auto":
         return setup.config.max_lr
     found = search_lr(setup.single_process(), run_dir)

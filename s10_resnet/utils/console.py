@@ -8,11 +8,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import Any, TextIO
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 logger = logging.getLogger("s10_resnet")
 
@@ -32,16 +30,6 @@ class ConsoleHandler(logging.Handler):
             stream, level = sys.stderr, f"{record.levelname.lower()}: "
         with tqdm.external_write_mode(file=stream):
             write_text(stream, f"{level}{self.format(record)}\n")
-
-
-def setup_logging() -> None:
-    """Sends the package's log messages from INFO on to the console. A second call changes nothing."""
-    if any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
-        return
-    logger.addHandler(ConsoleHandler())
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    logger.propagate = False  # a root handler, such as absl's, would print every line again
 
 
 def open_closed_streams() -> None:
@@ -98,14 +86,10 @@ def warn_on_error(what: str) -> Iterator[None]:
         logger.warning(f"{what} ({reason[:200]})")
 
 
-def shows_bars() -> bool:
-    """Whether stderr is a terminal, on which progress bars can be drawn."""
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-
-
-def progress_bar(items: Iterable[T], total: int, desc: str, unit: str) -> Iterator[T]:
-    """Iterates over items under a progress bar; without a terminal there is none."""
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=not shows_bars(), leave=False, dynamic_ncols=True)
+def progress_bar(items: Iterable[Any] | None = None, *, leave: bool = False, **options: Any) -> tqdm:
+    """Returns a `tqdm` bar with its options, such as ``total`` and ``desc``; without a terminal nothing is drawn."""
+    shown = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    return tqdm(items, disable=not shown, leave=leave, dynamic_ncols=True, **options)
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -115,4 +99,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [layout.format(*row) for row in rows]
 
 
-setup_logging()
+logger.addHandler(ConsoleHandler())
+logger.propagate = False  # a root handler, such as absl's, would print every line again
+if logger.level == logging.NOTSET:
+    logger.setLevel(logging.INFO)

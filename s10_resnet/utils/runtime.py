@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,7 +32,6 @@ class Runtime:
 
     device: torch.device  # of models and batches
     precision: str  # fp32, bf16 or fp16
-    scaler: torch.amp.GradScaler  # enabled with fp16 only
     rank: int = 0  # index of this process among all
     world_size: int = 1  # number of processes
 
@@ -56,8 +55,8 @@ class Runtime:
         return torch.autocast(**self.autocast_options)
 
     def new_scaler(self) -> torch.amp.GradScaler:
-        """Returns a scaler in its initial state, for steps whose scale must not be that of the training."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+        """Returns a loss scaler in its initial state, which is enabled with fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """Wraps a model in `DistributedDataParallel`, if there is more than one process."""
@@ -79,10 +78,6 @@ class Runtime:
         """Returns rank 0's number in all processes."""
         mine = torch.tensor(number if self.rank == 0 else 0.0, dtype=self.sum_dtype, device=self.device)
         return self.all_reduce_sum(mine).item()
-
-    def single_process(self) -> Runtime:
-        """The same device and precision for work that this process does alone."""
-        return replace(self, rank=0, world_size=1)
 
 
 def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic: bool = False) -> Runtime:
@@ -111,16 +106,15 @@ def init_runtime(device: str = "auto", precision: str = "auto", *, deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     # Only warn: torch refuses some operations by their kind, whether or not they are deterministic here.
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
     if launch.world_size > 1 and not distributed.is_initialized():
         _init_process_group("nccl" if chosen.type == "cuda" else "gloo", launch)
-    return Runtime(chosen, precision, scaler, launch.rank, launch.world_size)
+    return Runtime(chosen, precision, launch.rank, launch.world_size)
 
 
 def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """Returns the runtime of a forward pass in this process alone, and changes no setting; see `init_runtime`."""
     chosen = _resolve_device(device)
-    return Runtime(chosen, _resolve_precision(precision, chosen), torch.amp.GradScaler(chosen.type, enabled=False))
+    return Runtime(chosen, _resolve_precision(precision, chosen))
 
 
 def best_precision(device: torch.device) -> str:

@@ -82,7 +82,7 @@ def record_steps(split, monkeypatch, device, precision, criterion=None, flip="ra
     device = torch.device(device)
     model = build_model((0.5,) * 3, (0.2,) * 3)
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):
-        runtime = Runtime(device, precision, torch.amp.GradScaler("cpu", enabled=precision == "fp16"))
+        runtime = Runtime(device, precision)
         data = DeviceAugmentedBatches(split, device, crop_padding=4, flip=flip, cutout_size=8)
         to_fake(model, device)
         optimizer = create_optimizer(model, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
@@ -96,6 +96,7 @@ def record_steps(split, monkeypatch, device, precision, criterion=None, flip="ra
             final_div_factor=1e4,
         )
         state = Unread(model, optimizer, scheduler, runtime)
+        state.scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
         if device.type == "cuda":
 
             def backward(loss):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from s10_resnet.arguments import OTHER_TOOLS, parse_args, parse_variant
+from s10_resnet.arguments import OTHER_TOOLS, parse_args, parse_variant, to_flags
 from s10_resnet.config import (
     REMOVED,
     RENAMED,
@@ -365,3 +365,10 @@ def test_variants(text, variants):
 )
 def test_what_cannot_be_tried_is_named(text, told):
     assert message(parse_variant, text).startswith(told)
+
+
+def test_settings_become_flags():
+    values = {"batch_size": 5, "deterministic": True, "tensorboard": False, "device": "cpu", "betas": (0.5, 0.75)}
+    flags = to_flags(values)
+    assert flags[:5] == ["--batch-size", "5", "--deterministic", "--no-tensorboard", "--device"]
+    assert parse_args(TrainConfig, flags) == values

@@ -152,7 +152,7 @@ def test_the_rate_of_a_matrix_product(monkeypatch):
 
     monkeypatch.setattr(torch, "mm", multiply)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    flops = benchmark.measure_matmul(8, Runtime(torch.device("cpu"), "bf16", None), 3)
+    flops = benchmark.measure_matmul(8, Runtime(torch.device("cpu"), "bf16"), 3)
     assert flops == pytest.approx(2 * 8**3 / 0.05)
     assert products == [torch.bfloat16] * (3 + 1 + 3 * 10)  # half a second each
 

@@ -141,12 +141,6 @@ def test_a_signal_ends_the_report(report):
         report(Package(stages=KeyboardInterrupt()))
 
 
-def test_settings_become_flags():
-    assert gpu_report.to_flags({"batch_size": 5, "deterministic": True, "profile": False, "device": "cpu"}) == [
-        "--batch-size", "5", "--deterministic", "--no-profile", "--device", "cpu"
-    ]  # fmt: skip
-
-
 def test_a_module_runs_to_its_end():
     assert gpu_report.run_module(["timeit", "-n", "1", "-r", "1", "pass"])[0].startswith("1 loop")
     with pytest.raises(EnvironmentFailure, match=r"(?s)^timeit -n: ended with exit code 1: .*ZeroDivisionError"):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import statistics
+from dataclasses import fields
 
 import pytest
 from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ def write(folder, accuracies=(0.5, 0.75), *, epochs=None, summary=(), **changes)
     folder.mkdir(parents=True)
     config = TrainConfig(**{"epochs": epochs or max(1, len(accuracies)), "dataset": "synthetic", **changes})
     (folder / "config.json").write_text(json.dumps(config.to_json()))
-    names = list(run_files._Epoch.model_fields)
+    names = [field.name for field in fields(run_files.EpochMetrics)]
     rows = [
         (epoch, 2.0, accuracy - 0.125, 4 * (1 - accuracy), accuracy, 1e-3, 10.0 * epoch, 1.0, 300.0 / epoch)
         for epoch, accuracy in enumerate(accuracies, 1)

@@ -288,7 +288,7 @@ def test_a_sweep_stopped_anywhere_resumes_to_the_same_bits(tmp_path, done, capsy
 
 def test_a_sweep_killed_between_training_and_result_trains_nothing_twice(tmp_path, done):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("s10_resnet.experiments.sweep.tta_accuracies", failing(SystemExit()))
+        patch.setattr("s10_resnet.experiments.sweep.tta_accuracy", failing(SystemExit()))
         with pytest.raises(SystemExit):
             sweep(small_sweep(tmp_path, num_seeds=1))
     with fault(1, failing(AssertionError("a loss was computed"))):

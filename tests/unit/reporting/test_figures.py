@@ -20,7 +20,7 @@ def drawn(monkeypatch):
 
         return spy
 
-    for name in ("plot_curves", "plot_lr_schedule", "plot_images", "plot_confusion_matrix", "plot_lr_range"):
+    for name in ("plot_curves", "plot_lr_schedule", "plot_images", "plot_confusion_matrix"):
         monkeypatch.setattr(plots, name, spied(name, getattr(plots, name)))
     return calls
 
@@ -42,7 +42,9 @@ def test_the_results(tmp_path, drawn, split, dataset, target):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 50)
     probabilities[:30] = 0.95 * np.eye(10)[split.labels[:30]] + 0.005  # the first thirty are correct
-    figures.plot_results(tmp_path, [METRICS], split, probabilities, eval_split="val", dataset=dataset)
+    summary = {"dataset": dataset, "eval_split": "val"}
+    run = figures.RunData(summary, {}, [METRICS], [0.1], 1, split.images, ["cat"] * 50, split, probabilities)
+    figures.plot_results(tmp_path, run)
     assert names(tmp_path) == ["confusion.png", "curves.png", "misclassified.png"]
     for _, keywords in drawn.values():
         assert keywords["title"].endswith(" (synthetic data)") == (dataset == "synthetic")
@@ -63,14 +65,3 @@ def test_the_results(tmp_path, drawn, split, dataset, target):
         np.testing.assert_array_equal(image, split.images[i])
         pair = f"{split.classes[predicted[i]]} / {split.classes[split.labels[i]]}"
         assert caption == f"{pair}\n{100 * probabilities[i].max():.0f} %"
-
-
-def test_the_range_test(tmp_path, drawn):
-    lrs = np.logspace(-6, 0, 100)
-    losses = 1 + (np.log10(lrs) + 2.5) ** 2
-    found = {"suggestions": {"bowl": 3e-3}, "recommended": "bowl"}
-    figures.plot_range_test(tmp_path, lrs, losses, losses + 1, **found, dataset="synthetic")
-    assert names(tmp_path) == ["lr_finder.png"]
-    given, keywords = drawn["plot_lr_range"]
-    np.testing.assert_array_equal(given, [lrs, losses, losses + 1])
-    assert keywords == {**found, "title": "Learning rate range test (synthetic data)"}

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from s10_resnet.config import TrainConfig
+from s10_resnet.data.dataset import Split
 from s10_resnet.reporting import html_report
+from s10_resnet.reporting.figures import RunData
 
 HOSTILE = "</script><script>alert('1')</script>&<b>"
 VOID = {"meta", "img", "br"}
@@ -132,9 +134,11 @@ def given(epochs=24, classes=10, images=200, split="test", **changes):
         "history": history,
         "lrs": list(np.interp(np.arange(epochs * 98), [0, 20 * epochs, 98 * epochs], [0.0002, 0.005, 0.0])),
         "steps_per_epoch": 98,
-        "images": rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
-        "labels": labels,
-        "classes": tuple(f"class-{index}" for index in range(classes)),
+        "eval": Split(
+            rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
+            labels,
+            tuple(f"class-{index}" for index in range(classes)),
+        ),
         "probabilities": probabilities / probabilities.sum(1, keepdims=True),
         "samples": rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8),
         "sample_labels": [f"sample-{index}" for index in range(40)],
@@ -143,7 +147,7 @@ def given(epochs=24, classes=10, images=200, split="test", **changes):
 
 
 def written(folder, **arguments):
-    html_report.write_report(folder / "report.html", **arguments)
+    html_report.write_report(folder / "report.html", RunData(**arguments))
     return parse(folder / "report.html")
 
 
@@ -157,7 +161,7 @@ def run(tmp_path_factory):
     arguments = given()
     folder = tmp_path_factory.mktemp("run")
     tree = written(folder, **arguments)
-    return SimpleNamespace(path=folder / "report.html", tree=tree, **arguments)
+    return SimpleNamespace(path=folder / "report.html", tree=tree, **arguments, **arguments["eval"]._asdict())
 
 
 def test_the_page_is_sound_and_alone(run):
@@ -319,7 +323,7 @@ def test_the_augmented_images(run):
 
 def test_a_network_without_errors(tmp_path):
     arguments = given(epochs=2)
-    arguments["probabilities"] = np.eye(10)[arguments["labels"]]
+    arguments["probabilities"] = np.eye(10)[arguments["eval"].labels]
     tree = written(tmp_path, **arguments)
     assert not tree.all("div", id="error-pictures")
     assert "all test images are classified correctly" in tree.one("section", aria_labelledby="errors").text
@@ -353,7 +357,7 @@ def test_the_environment(run):
 
 def test_hostile_names_are_text(tmp_path):
     arguments = given(epochs=2, classes=3)
-    arguments["classes"] = (HOSTILE, "x", "y")
+    arguments["eval"] = arguments["eval"]._replace(classes=(HOSTILE, "x", "y"))
     arguments["sample_labels"] = [HOSTILE] * 40
     arguments["config"]["name"] = arguments["config"]["data_dir"] = HOSTILE
     arguments["summary"]["git_commit"] = HOSTILE

@@ -65,15 +65,16 @@ def with_bad(batches, step):
     return [*batches[: step - 1], (torch.full(images.shape, math.nan), labels), *batches[step:]]
 
 
-def make_state(model, runtime, kind=TrainingState):
+def make_state(model, runtime, kind=TrainingState, scale=None):
     optimizer = create_optimizer(model, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     scheduler = create_scheduler(optimizer, **SCHEDULE)
-    return kind(model, optimizer, scheduler, runtime)
+    state = kind(model, optimizer, scheduler, runtime)
+    if scale and state.scaler.is_enabled():
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return state
 
 
-def fp16(scale=2.0**10):
-    """fp16 as on CUDA, with loss scaling; `init_runtime` does not offer it on a CPU."""
-    return Runtime(torch.device("cpu"), "fp16", torch.amp.GradScaler("cpu", init_scale=scale))
+FP16 = Runtime(torch.device("cpu"), "fp16")  # as on CUDA, with loss scaling; `init_runtime` offers it on no CPU
 
 
 def snapshot(state):
@@ -122,8 +123,8 @@ def test_the_loss_is_computed_in_fp32_whatever_the_precision(split):
         seen.append(logits.dtype)
         return CROSS_ENTROPY(logits, labels)
 
-    bf16 = Runtime(torch.device("cpu"), "bf16", torch.amp.GradScaler("cpu", enabled=False))
-    for runtime in (bf16, fp16()):
+    bf16 = Runtime(torch.device("cpu"), "bf16")
+    for runtime in (bf16, FP16):
         model = Small()
         state = make_state(model, runtime)
         for _ in range(2):
@@ -137,7 +138,7 @@ def test_loss_scaling_changes_nothing_but_the_range_of_the_gradients(split):
     models = [Small()]
     models.append(copy.deepcopy(models[0]))
     for model, scale in zip(models, (1.0, 2.0**8), strict=True):
-        train_one_epoch(make_state(model, fp16(scale)), batches_of(split), CROSS_ENTROPY)
+        train_one_epoch(make_state(model, FP16, scale=scale), batches_of(split), CROSS_ENTROPY)
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
@@ -155,7 +156,7 @@ def test_on_step_is_called_after_every_step(split, cpu):
 @pytest.mark.parametrize("kind", [TrainingState, Unhurried], ids=["waited for", "not waited for"])
 def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(split, cpu, step, runtime, kind):
     """A loss of a GPU is not read before the end of the epoch: ``found_inf`` has to prevent all updates till then."""
-    state = make_state(Small(), cpu if runtime == "fp32" else fp16(), kind=kind)
+    state = make_state(Small(), cpu if runtime == "fp32" else FP16, kind=kind)
     snapshots = [snapshot(state)]
     with pytest.raises(TrainingError, match=f"^epoch 1, step {step}: the loss is not finite$"):
         train_one_epoch(
@@ -177,22 +178,31 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(split, cpu, step
 
 def test_a_gradient_that_is_not_finite_is_skipped_by_loss_scaling_as_in_pytorch(split):
     """An overflow of scaled gradients is no failed step: the scale is halved, and the training goes on."""
-    state = make_state(Small(), fp16(2.0**60))
+    state = make_state(Small(), FP16, scale=2.0**60)
     before = snapshot(state)
     train_one_epoch(state, batches_of(split)[:1], CROSS_ENTROPY)
     assert snapshot(state)[0] == before[0]
-    assert state.runtime.scaler.get_scale() == 2.0**59
+    assert state.scaler.get_scale() == 2.0**59
+
+
+def test_every_training_begins_with_the_same_scale(split):
+    """As the runs of a sweep do, which share a runtime."""
+    first = make_state(Small(), FP16)
+    initial = first.scaler.state_dict()
+    train_one_epoch(first, batches_of(split), CROSS_ENTROPY)
+    assert first.scaler.state_dict() != initial
+    assert make_state(Small(), FP16).scaler.state_dict() == initial
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_state_restores_itself_bit_for_bit(split, cpu, precision):
     batches = batches_of(split)
-    whole = make_state(Small(), cpu if precision == "fp32" else fp16(2.0**60))  # the first steps overflow
+    whole = make_state(Small(), cpu if precision == "fp32" else FP16, scale=2.0**60)  # the first steps overflow
     train_one_epoch(whole, batches[:3], CROSS_ENTROPY)
     saved = copy.deepcopy(whole.state_dict())
     train_one_epoch(whole, batches[3:], CROSS_ENTROPY)
     torch.manual_seed(1)
-    resumed = make_state(Small(), cpu if precision == "fp32" else fp16())
+    resumed = make_state(Small(), cpu if precision == "fp32" else FP16)
     resumed.load_state_dict(saved)
     train_one_epoch(resumed, batches[3:], CROSS_ENTROPY)
     assert without_clock(resumed.state_dict()) == without_clock(whole.state_dict())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s10_resnet.reporting import figures
+from s10_resnet.reporting import plots
 from s10_resnet.training import lr_search
 from s10_resnet.training.lr_finder import RULES, LRCurve, smooth, suggest
 from s10_resnet.training.lr_search import run_range_test, search_lr
@@ -96,7 +96,7 @@ def test_curve_suggestions_and_plot_are_written(tmp_path, monkeypatch, capsys):
 
 
 def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "plot_range_test", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
+    monkeypatch.setattr(plots, "plot_lr_range", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
     assert search(tmp_path, monkeypatch, PARABOLA).max_lr == suggest(PARABOLA).max_lr
     assert names_in(tmp_path) == {"lr_finder.csv", "lr_finder.json"}
     assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")

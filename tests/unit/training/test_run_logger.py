@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 import time
+from dataclasses import fields
 from threading import Event
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_run_folder_holds_everything_and_nothing_else(tmp_path, real_plots, ca
 def test_one_of_many_trainings_is_quiet(tmp_path, real_plots, capsys):
     config = small(tmp_path)
     (tmp_path / "run").mkdir()
-    fit_run(create_setup(config), tmp_path / "run", 0.01, quiet=True)
+    fit_run(create_setup(config), tmp_path / "run", quiet=True)
     assert names_in(tmp_path / "run") == (WEIGHTS | RECORDS) - {"config.json"}
     assert capsys.readouterr() == ("", "")
 
@@ -93,7 +94,7 @@ def test_the_summary_is_that_of_the_history(finished):
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert list(summary) == SUMMARY_KEYS
     history = rows(folder)
-    assert list(history[0]) == list(EpochMetrics.__dataclass_fields__)
+    assert list(history[0]) == [field.name for field in fields(EpochMetrics)]
     assert [row["epoch"] for row in history] == ["1", "2"]
     last, accuracies = history[-1], [float(row["eval_accuracy"]) for row in history]
     assert (summary["status"], summary["epochs"], summary["dataset"]) == ("completed", 2, "synthetic")

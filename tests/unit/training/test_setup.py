@@ -31,7 +31,7 @@ def make(**changes):
 
 def runtime_on(device, world_size=1):
     """A runtime of a device that need not be there."""
-    return Runtime(torch.device(device), "fp32", torch.amp.GradScaler("cpu", enabled=False), world_size=world_size)
+    return Runtime(torch.device(device), "fp32", world_size=world_size)
 
 
 @pytest.mark.slow

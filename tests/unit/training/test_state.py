@@ -39,7 +39,7 @@ def test_the_first_failed_step_is_remembered(cpu, bad):
     metrics, logits, labels = RunningMetrics(cpu), torch.randn(4, 10), torch.zeros(4, dtype=torch.int64)
     for step, loss in enumerate((1.0, 2.0, bad, 1.0, bad), 1):
         metrics.update(torch.tensor(loss), logits, labels)
-        assert metrics.failed_step == (3 if step >= 3 else 0)
+        assert metrics.failed == (3 if step >= 3 else 0)
 
 
 def test_metrics_are_those_of_the_images_of_all_processes(cpu):
@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_images_of_all_processes(cpu):
         def all_reduce_sum(self, tensor):
             return tensor.mul_(2)  # the other process has the same
 
-    metrics = RunningMetrics(Two(cpu.device, cpu.precision, cpu.scaler, world_size=2))
+    metrics = RunningMetrics(Two(cpu.device, cpu.precision, world_size=2))
     metrics.update(torch.tensor(1.5), torch.eye(10)[:4], torch.tensor([0, 1, 2, 9]))
     assert (metrics.images, metrics.loss, metrics.accuracy) == (8, 1.5, 0.75)
 

@@ -215,6 +215,8 @@ WRITTEN = {  # a file that is written when a signal comes, and the steps that ar
 }
 
 
+# The signal may come while the main thread opens a file, which is then closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("owner", "name", "call", "step"), WRITTEN.values(), ids=WRITTEN)
 def test_a_signal_while_a_file_is_written_loses_nothing(finished, tmp_path, owner, name, call, step):
     with pytest.MonkeyPatch.context() as patch:

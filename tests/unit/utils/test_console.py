@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from s10_resnet.utils import console
-from s10_resnet.utils.console import format_table, logger, progress_bar, setup_logging, warn_on_error
+from s10_resnet.utils.console import format_table, logger, progress_bar, warn_on_error
 from s10_resnet.utils.signals import ShutdownRequested
 from tests.conftest import REPOSITORY
 
@@ -36,7 +35,6 @@ def test_no_other_handler_prints_it_again(capsys):
     root = logging.StreamHandler(sys.stdout)
     logging.getLogger().addHandler(root)
     try:
-        setup_logging()
         logger.info("once")
     finally:
         logging.getLogger().removeHandler(root)
@@ -47,7 +45,7 @@ def test_messages_are_written_above_the_bars(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", screen)
-    for item in progress_bar(range(2), 2, desc="sweep", unit="run"):
+    for item in progress_bar(range(2), desc="sweep", unit="run"):
         logger.info(f"run {item}")
     drawn = screen.getvalue()
     assert "sweep:" in drawn
@@ -95,7 +93,7 @@ def test_a_stream_that_is_closed_or_missing_gets_nothing(monkeypatch, capsys, na
             patch.setattr(sys, name, stream)
             logger.info("line")
             logger.warning("line")
-            assert list(progress_bar(range(3), 3, desc="", unit="")) == [0, 1, 2]
+            assert list(progress_bar(range(3))) == [0, 1, 2]
     expected = {"stdout": ("", "warning: line\n" * 2), "stderr": ("line\n" * 2, "")}  # of the one that is left
     assert capsys.readouterr() == expected[name]
 
@@ -103,7 +101,7 @@ def test_a_stream_that_is_closed_or_missing_gets_nothing(monkeypatch, capsys, na
 def test_a_shell_may_close_both(tmp_path):
     script = (
         "from s10_resnet.utils.console import logger, progress_bar; logger.info('a'); logger.warning('b'); "
-        "list(progress_bar(range(3), 3, 'c', 'd')); open('done', 'w').close()"
+        "list(progress_bar(range(3), desc='c')); open('done', 'w').close()"
     )
     command = f'"{sys.executable}" -c "{script}" >&- 2>&-'
     done = subprocess.run(command, shell=True, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
@@ -119,4 +117,4 @@ def test_a_table_is_aligned():
 def test_bars_need_a_terminal(monkeypatch):
     for stream, shown in ((Terminal(), True), (io.StringIO(), False), (None, False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert console.shows_bars() is shown
+        assert progress_bar().disable is not shown
