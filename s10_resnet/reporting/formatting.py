@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING, Any
 
 from s10_resnet.utils.console import escape_controls
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 DATASET_NAMES = {"cifar10": "CIFAR-10", "synthetic": "the synthetic data set"}
 MISSING = "\N{EN DASH}"
@@ -45,6 +46,8 @@ def plural(count: int, noun: str) -> str:
 
 def load_template(name: str, **options: Any) -> Template:
     """Loads a file of ``templates/``, with further options of `jinja2.Environment`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # not before the first step of a training
+
     environment = Environment(
         loader=PackageLoader("s10_resnet.reporting"),
         undefined=StrictUndefined,
