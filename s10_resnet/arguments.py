@@ -51,7 +51,7 @@ def make_parser(settings_class: type[Settings], resume_help: str = "", **texts: 
     """Returns a parser with a flag for each field, which leaves out of its result what is not given.
 
     Args:
-        settings_class: Whose fields the flags are.
+        settings_class: The class whose fields become flags.
         resume_help: What ``--resume`` does; without it there is no such flag.
         **texts: ``prog``, ``description`` and ``epilog`` of `argparse.ArgumentParser`.
     """
@@ -84,7 +84,7 @@ def parse_args(
     """Reads a command line.
 
     Args:
-        settings_class: Whose fields the flags are.
+        settings_class: The class whose fields become flags.
         argv: The arguments after the program's name; by default those of this process.
         **parser_options: Passed to `make_parser`.
 
@@ -98,12 +98,15 @@ def parse_args(
     """
     arguments, extras = make_parser(settings_class, **parser_options).parse_known_args(argv)
     if extras:
-        name = extras[0].partition("=")[0]
-        known = settings_class.model_fields.keys() - settings_class.HIDDEN
+        word, fields = extras[0], settings_class.model_fields
         why = f"unexpected argument; {HINT}"
-        if name.startswith("-"):
-            why = _explain_unknown(name.lstrip("-"), known, prefix="--")
-        raise InputError(f"{printable(name)}: {why}")
+        if word.startswith("-"):
+            word = word.partition("=")[0]
+            known = [name for name, field in fields.items() if flag(name) == label(settings_class, name)]
+            why = _explain_unknown(word.lstrip("-"), set(known) - settings_class.HIDDEN, prefix="--")
+        elif "checkpoint" in fields:
+            why = f"unexpected argument; did you mean --checkpoint {printable(word)}?"
+        raise InputError(f"{printable(word)}: {why}")
     # Python 3.11 makes [] of --name=--.
     typed = {name: "--" if text == [] else text for name, text in vars(arguments).items()}
     resume, config = typed.pop("resume", None), typed.pop("config", None)
@@ -114,7 +117,7 @@ def parse_args(
     if resume is None:
         return given
     if not os.path.exists(resume):  # noqa: PTH110 - Path.exists raises an error for what can be no path
-        raise InputError(f"--resume {printable(resume)}: must be the folder of a run, or a file in it")
+        raise InputError(f"--resume {printable(resume)}: must be the folder of a run, or a checkpoint in it, and exist")
     return {**given, "resume": Path(resume)}
 
 

@@ -44,7 +44,8 @@ def explain_system_error(error: BaseException) -> str | None:
         The cause in one line, with a remedy if one is known; None for any other error, such as a bug.
     """
     if isinstance(error, OSError) and error.errno:
-        cause = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+        name = error.filename2 or error.filename  # of a rename, the target: the other one is a temporary file
+        cause = f"{name}: {error.strerror}" if name else f"{error.strerror}"
         return f"{cause}; {REMEDIES[error.errno]}" if error.errno in REMEDIES else cause
     if isinstance(error, TrainingError | EnvironmentFailure) or not isinstance(error, RuntimeError | MemoryError):
         return None

@@ -79,8 +79,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     logger.info(f"batches of {config.batch_size:,}; the baseline script: fp32, {baseline_workers(setup)} workers")
     with baseline_process(setup) as baseline:
         measures = (measure_pipeline, measure_step, measure_epoch, measure_process)  # the step warms up for the epoch
-        bar = progress_bar(measures, desc="timing", unit="stage")
-        stages = [measure(setup, baseline, config.repeats) for measure in bar]
+        stages = []
+        for measure in progress_bar(measures, desc="timing", unit="stage"):
+            start = time.perf_counter()
+            stages.append(measure(setup, baseline, config.repeats))
+            logger.info(f"timed in {time.perf_counter() - start:.0f} s: {stages[-1]['name']}")
     _, step, epoch, _ = (stage["package_images_per_second"] for stage in stages)
     sizes = CPU_MATMUL_SIZES if setup.runtime.device.type == "cpu" else MATMUL_SIZES
     peak = max(measure_matmul(size, setup.runtime, config.repeats) for size in sizes)
@@ -308,6 +311,6 @@ def _log_results(content: dict[str, Any]) -> None:
     achieved, peak = (content[f"{name}_flops"] / 1e12 for name in ("achieved", "peak_matmul"))
     logger.info(f"training step: {content['flops_per_image'] / 1e9:.2f} GFLOP per image, {achieved:,.2f} TFLOP/s")
     logger.info(f"fastest {content['precision']} matrix product: {peak:,.2f} TFLOP/s")
-    logger.info(f"data loading: {content['data_loading_share']:.1%} of an epoch")
+    logger.info(f"data loading: {max(0.0, content['data_loading_share']):.1%} of an epoch")
     if content.get("idle_share") is not None:
         logger.info(f"the device is idle for {content['idle_share']:.1%} of an epoch under the profiler")

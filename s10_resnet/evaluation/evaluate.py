@@ -43,6 +43,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     init_runtime(config.device, config.precision)  # sets up cuDNN and the memory allocator, which `load_model` leaves
     model = load_model(config.checkpoint, config.device, config.precision)
     images, labels, errors = _load_images(config, model)
+    described = f"{'labeled' if config.images else config.split} images (n = {len(labels):,})"
+    logger.info(f"{weights_file(config.checkpoint)}, epoch {model.epoch}")
+    runtime = model.runtime
+    logger.info(f"{described}, test-time augmentation {config.tta}; {runtime.device}, {runtime.precision}")
     tensor = torch.from_numpy(images).to(model.runtime.device)
     logits = {tta: predict_logits(TTAModel(model, tta), tensor, model.runtime).cpu() for tta in {"none", config.tta}}
     content = {
@@ -58,11 +62,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
         "precision": model.runtime.precision,
         **collect_environment(model.runtime.device),
     }
-    described = f"{content['split'] or 'labeled'} images (n = {len(labels):,})"
-    _log(content, described)
+    _log(content)
     path = _result_path(config)
     write_json(path, content)
-    title = f"Predictions on {described}{title_suffix(model.dataset)}"
+    title = f"Confusion matrix of {described}, test-time augmentation {config.tta}{title_suffix(model.dataset)}"
     with warn_on_error("a plot could not be drawn"):
         figure = plots.plot_confusion_matrix(np.array(content["confusion_matrix"]), model.classes, title=title)
         plots.save(figure, path.with_suffix(".png"))
@@ -87,9 +90,7 @@ def _load_images(config: EvaluateConfig, model: LoadedModel) -> tuple[np.ndarray
     return split.images, torch.from_numpy(split.labels), []
 
 
-def _log(content: dict[str, Any], described: str) -> None:
-    logger.info(f"{content['checkpoint']}, epoch {content['epoch']}")
-    logger.info(f"{described}, test-time augmentation {content['tta']}; {content['device']}, {content['precision']}")
+def _log(content: dict[str, Any]) -> None:
     if content["errors"]:
         logger.info(f"images that cannot be read, and are not counted: {len(content['errors']):,}")
     without = "" if content["tta"] == "none" else f" (without TTA {content['accuracy_without_tta']:.2%})"

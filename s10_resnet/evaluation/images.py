@@ -197,7 +197,7 @@ def _each_once(files: Iterable[Path], left_out: list[Path]) -> list[Path]:
     names = [printable(str(path), 1000) for path in dict.fromkeys(left_out)]
     if names:
         more = f" and {len(names) - NUM_SHOWN:,} more" if len(names) > NUM_SHOWN else ""
-        logger.warning(f"left out (hidden, not an image file, or there twice): {', '.join(names[:NUM_SHOWN])}{more}")
+        logger.warning(f"left out (hidden, not an image file, or given twice): {', '.join(names[:NUM_SHOWN])}{more}")
     return [*unique.values()]
 
 

@@ -18,7 +18,7 @@ from s10_resnet.reporting import plots
 from s10_resnet.reporting.formatting import plural
 from s10_resnet.training.run_files import CONFIG, HISTORY, SUMMARY, read_config, read_history, read_summary
 from s10_resnet.utils.console import format_table, logger, warn_on_error
-from s10_resnet.utils.io import create_run_dir, write_json
+from s10_resnet.utils.io import create_run_dir, read_json, write_json
 
 # Settings without influence on the results; runs that differ in nothing else are repetitions of each other.
 IGNORED = {"seed", "name", "output_dir", "data_dir", "device", "workers", "checkpoint_every_minutes", "tensorboard"}
@@ -102,6 +102,8 @@ def _read_runs(paths: Sequence[Path]) -> list[Run]:
     for path in found.values():
         history = read_history(path) if (path / HISTORY).exists() else []
         config = read_config(path)
+        if "epochs" not in read_json(path / CONFIG):  # a range test
+            continue
         if len(history) == config["epochs"]:
             summary = read_summary(path) if (path / SUMMARY).exists() else {}
             config["dataset"] = summary.get("dataset", config["dataset"])
@@ -158,8 +160,7 @@ def _labels(groups: Sequence[list[Run]]) -> list[str]:
     depth = 1
     while len({path[-depth:] for path in paths}) < len(paths):
         depth += 1
-    names = [printable("/".join(path[-depth:]), 60) for path in paths]
-    return [f"{name} +{len(runs) - 1}" if len(runs) > 1 else name for name, runs in zip(names, groups, strict=True)]
+    return [printable("/".join(path[-depth:]), 60) for path in paths]
 
 
 def _warnings(groups: Sequence[list[Run]], labels: Sequence[str], differing: Mapping[str, Any]) -> list[str]:

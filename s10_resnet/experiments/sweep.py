@@ -190,7 +190,7 @@ def _run(
                 write_json(sweep_dir / FILE, summarize_trials(config, setup, variants, trials))
                 logger.info(f"{number}/{len(todo)}  {label}, seed {seed}: {_describe(trials[-1])}")
         except ShutdownRequested:
-            logger.info(f"{command('sweep')} --resume {sweep_dir} continues")
+            logger.info(f"to continue: {command('sweep', '--resume', sweep_dir)}")
             raise
         content = summarize_trials(config, setup, variants, trials)
         _report(sweep_dir, content)
@@ -238,7 +238,7 @@ def _report(sweep_dir: Path, content: Mapping[str, Any]) -> None:
     title = f"Accuracy on the {data}{title_suffix(content['dataset'])}"
     with warn_on_error("a plot could not be drawn"):
         plots.save(sweep_plots.plot_sweep(content, title=title), sweep_dir / "sweep.png")
-    logger.info(f"see {sweep_dir / FILE} and sweep.png; to compare the curves:\n{command('compare')} {sweep_dir}")
+    logger.info(f"see {sweep_dir / FILE} and sweep.png; to compare the curves:\n{command('compare', sweep_dir)}")
 
 
 def _table(content: Mapping[str, Any]) -> list[list[str]]:
@@ -271,4 +271,4 @@ def _describe(trial: TrialResult) -> str:
     if trial.failed:
         return f"failed: {trial.failed}"
     accuracies = ", ".join(f"{_percent(getattr(trial, metric))} {tta}" for metric, tta in METRICS.items())
-    return f"{accuracies}; max LR {trial.max_lr:.3g}, {trial.train_seconds:.1f} s"
+    return f"{accuracies}; LR {trial.max_lr:.3g}, {trial.train_seconds:.0f} s"

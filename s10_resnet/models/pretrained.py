@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from torch import Tensor, nn
 
 from s10_resnet.config import REMOVED, RENAMED, RENAMED_VALUES
+from s10_resnet.errors import InputError
 from s10_resnet.models import resnet
 from s10_resnet.utils import serialization
 from s10_resnet.utils.environment import require_optional
@@ -80,7 +81,13 @@ class LoadedModel(nn.Module):
         return replace(self._runtime, device=next(self.parameters()).device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits, float32 ``[B, C]``, of uint8 images ``[B, 32, 32, 3]``."""
+        """Returns the logits, float32 ``[B, C]``, of uint8 images ``[B, 32, 32, 3]``.
+
+        Raises:
+            InputError: For images of another type: those from 0 to 1 would all be black.
+        """
+        if images.dtype != torch.uint8:
+            raise InputError(f"images: must be uint8 pixels from 0 to 255, not {images.dtype}")
         with self.runtime.autocast():
             return self.network(images).float()
 
@@ -133,7 +140,7 @@ def weights_file(path: str | Path) -> Path:
     if not path.is_dir():
         return path
     if not (path / "last.pt").exists():
-        raise CheckpointError(f"{path}: has no last.pt yet")
+        raise CheckpointError(f"{path}: must be a run folder with a last.pt, or a file of weights")
     return path / "last.pt"
 
 

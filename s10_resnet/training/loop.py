@@ -44,7 +44,7 @@ def train_one_epoch(
                 logits = state.ddp_model(images).float()  # [B, C]
             loss = criterion(logits, labels)
             metrics.update(loss, logits, labels)
-            if runtime.device.type == "cpu":
+            if runtime.device.type == "cpu":  # where nothing runs asynchronously
                 state.check_loss()
             failed = metrics.failed > 0
             optimizer.found_inf = failed.float()  # type: ignore[attr-defined]  # read by fused optimizers

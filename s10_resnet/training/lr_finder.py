@@ -239,7 +239,7 @@ def suggest(curve: LRCurve) -> Suggestion:
     lowest = smoothed.argmin()
     fall = smoothed[0] - smoothed[lowest]
     if fall < MIN_FALL * smoothed[0]:
-        return Suggestion({}, None, "the loss never falls by 5 %: there is no minimum to read a learning rate from")
+        return Suggestion({}, None, "the loss never falls by 5 %: use more --lr-finder-steps")
     if fall < MIN_FALL_IN_NOISE * noise_of_fall(curve):
         reason = "the loss never falls by more than its noise explains: use more --lr-finder-steps or a larger batch"
         return Suggestion({}, None, reason)

@@ -79,5 +79,6 @@ def search_lr(setup: Setup, run_dir: Path) -> Suggestion:
     ]
     if table:
         logger.info("\n".join(f"  {line.rstrip()}" for line in format_table(table)))
-    logger.info(textwrap.fill(found.reason, 79))
+    if found.max_lr is not None:  # else the command ends with the reason
+        logger.info(textwrap.fill(found.reason, 79, break_on_hyphens=False))
     return found

@@ -11,6 +11,8 @@ from s10_resnet.utils.console import logger, progress_bar
 
 REFRESH_SECONDS = 0.5  # of the bar: reading the running metrics synchronizes with the device
 LINE_SECONDS = 60.0  # between lines within an epoch where there is no terminal
+# All but tqdm's rate: the metrics behind it would not fit into 80 columns.
+EPOCH_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 ESTIMATE_SECONDS = 10.0  # of training before its total time is estimated
 
 
@@ -22,7 +24,7 @@ class Progress:
         images: Number of training images.
         steps_per_epoch: Number of batches in an epoch.
         eval_split: ``test`` or ``val``.
-        lines: Whether to log an estimate of the time and a line per epoch; a line a minute comes in any case.
+        lines: Whether to log an estimate of the time and a line per epoch; the line per minute is logged regardless.
     """
 
     def __init__(self, epochs: int, images: int, steps_per_epoch: int, eval_split: str, *, lines: bool = True) -> None:
@@ -63,7 +65,9 @@ class Progress:
             return
         if self.epoch_bar is None:
             title = f"epoch {len(state.history) + 1}"
-            self.epoch_bar = progress_bar(total=self.images, desc=title, unit=" images", mininterval=REFRESH_SECONDS)
+            self.epoch_bar = progress_bar(
+                total=self.images, desc=title, mininterval=REFRESH_SECONDS, bar_format=EPOCH_BAR
+            )
         if self.epoch_bar.update(metrics.images - self.epoch_bar.n):
             self.epoch_bar.set_postfix_str(f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.1%}", refresh=False)
 

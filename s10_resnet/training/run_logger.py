@@ -57,8 +57,8 @@ class RunLogger(TrainingLogger):
         )
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
         self.unsaved_weights: dict[str, dict[str, Any]] = {}  # content of last.pt and best.pt
-        self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.writing: Future[None] | None = None  # the last checkpoint
+        self.executor = ThreadPoolExecutor(1, "checkpoint")
+        self.pending_save: Future[None] | None = None  # the last checkpoint
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
         self.checkpoint_seconds = 60 * setup.config.checkpoint_every_minutes
@@ -66,13 +66,13 @@ class RunLogger(TrainingLogger):
     @property
     def resume_hint(self) -> str:
         """How to continue from what is in the folder."""
-        line = f"{command('train')} --resume {self.run_dir}"
+        line = command("train", "--resume", self.run_dir)
         if not (self.run_dir / CHECKPOINT).exists():
-            return f"Nothing has been saved yet; {line} starts again"
-        return f"{line} continues from the last checkpoint"
+            return f"Nothing has been saved yet. To start again: {line}"
+        return f"To continue from the last checkpoint: {line}"
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Of a resumed run, writes the metrics of its epochs again."""
+        """Writes the metrics of a resumed run again, and starts the progress display."""
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
         self.progress.start(state)
@@ -102,7 +102,7 @@ class RunLogger(TrainingLogger):
         self.progress.close()
         if status == "completed":
             self._save_if_new(state)
-        self._wait_for_writer()
+        self._wait_for_save()
         self._write_weights(self.unsaved_weights)
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
@@ -127,7 +127,7 @@ class RunLogger(TrainingLogger):
     def on_interrupt(self, state: TrainingState) -> None:
         """Saves everything, so that the run can be resumed from this step."""
         self.progress.close()
-        if state.history and state.metrics.steps == 0:
+        if state.history and state.metrics.steps == 0:  # the signal may have come before `on_epoch_end`
             self._keep_weights(state)
         self._save_if_new(state)
         if state.history:
@@ -136,7 +136,7 @@ class RunLogger(TrainingLogger):
         if not self.quiet:
             total = self.config.epochs * self.setup.steps_per_epoch
             logger.info(f"saved after step {state.step:,} of {total:,}")
-            logger.info(f"{command('train')} --resume {self.run_dir} continues from there")
+            logger.info(f"to continue: {command('train', '--resume', self.run_dir)}")
 
     def save_checkpoint(self, state: TrainingState) -> None:
         """Writes the weights of the epochs so far and a checkpoint, and keeps the previous one.
@@ -149,7 +149,7 @@ class RunLogger(TrainingLogger):
         """
         state.check_loss()
         state.check_weights()
-        self._wait_for_writer()
+        self._wait_for_save()
         content = {
             "state": state.state_dict(),
             "max_lr": self.max_lr,
@@ -158,18 +158,18 @@ class RunLogger(TrainingLogger):
             "environment": self.environment,
         }
         copies = serialization.to_cpu([content, self.unsaved_weights])
-        self.writing = self.writer.submit(self._write_checkpoint, *copies)
+        self.pending_save = self.executor.submit(self._write_checkpoint, *copies)
         self.unsaved_weights = {}
         self.saved_position, self.saved_at = (state.step, len(state.history)), time.monotonic()
 
     def _save_if_new(self, state: TrainingState) -> None:
         if self.saved_position != (state.step, len(state.history)):
             self.save_checkpoint(state)
-        self._wait_for_writer()
+        self._wait_for_save()
 
-    def _wait_for_writer(self) -> None:
-        if self.writing is not None:
-            self.writing.result()
+    def _wait_for_save(self) -> None:
+        if self.pending_save is not None:
+            self.pending_save.result()
 
     def _write_checkpoint(self, content: dict[str, Any], weights: dict[str, Any]) -> None:
         self._write_weights(weights)  # first: a run that is resumed does not have them any more
@@ -178,12 +178,13 @@ class RunLogger(TrainingLogger):
     def close(self) -> None:
         """Ends progress bars, the TensorBoard writer and, once it has written the last checkpoint, the thread."""
         self.progress.close()
-        self.writer.shutdown()
+        self.executor.shutdown()
         if self.tensorboard is not None:
             self.tensorboard.close()
 
     def _write_metrics(self, state: TrainingState) -> None:
-        write_csv(self.run_dir / "history.csv", [asdict(metrics) for metrics in state.history])
+        with warn_on_error("history.csv could not be written"):  # it may be open elsewhere; the checkpoint has the same
+            write_csv(self.run_dir / "history.csv", [asdict(metrics) for metrics in state.history])
         if self.tensorboard is not None:
             self.tensorboard.log(state.history)
 

@@ -37,7 +37,7 @@ WHITENING_IMAGES = 2000  # that the first convolution is computed from: 1.8 mill
 
 @dataclass(frozen=True)
 class Setup(Generic[C]):
-    """Settings with everything resolved that they leave open."""
+    """Settings, and what they resolve to on this machine."""
 
     config: C  # as it was given
     runtime: Runtime
@@ -74,7 +74,7 @@ class Setup(Generic[C]):
         )
 
     def single_process(self) -> Setup[C]:
-        """Returns the same for rank 0 on its own."""
+        """Returns this setup for rank 0 alone."""
         if self.runtime.world_size == 1:
             return self
         return replace(self, runtime=replace(self.runtime, rank=0, world_size=1))

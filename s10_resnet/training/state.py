@@ -30,7 +30,8 @@ class RunningMetrics:
         # The first step, counted from 1, whose loss was not finite; 0 if there was none.
         self.failed = torch.zeros((), dtype=torch.int64, device=runtime.device)
         self.images = self.steps = 0  # images of all processes together
-        self.lr = self.seconds = 0.0  # of the last step; of all steps
+        self.lr = 0.0  # of the last step
+        self.seconds = 0.0  # of all steps
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds this process's part of a batch: its mean loss, logits ``[B, C]`` and labels, int64 ``[B]``."""

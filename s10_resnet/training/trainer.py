@@ -134,7 +134,8 @@ def fit_run(
         except TrainingError as error:
             if state.history:
                 log.on_train_end(state, "failed")
-            raise TrainingError(f"{error}. Try a lower --max-lr. {run_dir} contains the epochs before") from None
+            kept = f"; {run_dir} contains the epochs before" if state.history else ""
+            raise TrainingError(f"{error}; a lower --max-lr may help{kept}") from None
     except Exception as error:
         cause = explain_system_error(error)
         if cause is None:
@@ -253,12 +254,18 @@ def find_lr(config: FindLRConfig) -> Suggestion:
 def _resume_setup(run_dir: Path, saved: dict[str, Any] | None, given: Mapping[str, Any]) -> Setup[TrainConfig]:
     """Returns the setup of a run that is resumed, or refuses settings that are not those it was begun with."""
     try:
-        config = TrainConfig.from_json(read_json(run_dir / "config.json"))
+        content = read_json(run_dir / "config.json")
+        config = TrainConfig.from_json(content)
     except InputError as error:
         raise InputError(f"--resume {run_dir}: config.json does not hold the settings of a run ({error})") from None
+    if "epochs" not in content:
+        raise InputError(f"--resume {run_dir}: must be the folder of a training run, and is that of a range test")
     changed = checkpoint.changed_settings(config, saved, given)
     if changed:
-        raise InputError(f"--resume {run_dir}: a run cannot be resumed with other settings: {'; '.join(changed)}")
+        raise InputError(
+            f"--resume {run_dir}: a run cannot be resumed with other settings: {'; '.join(changed)}; "
+            f"--config {run_dir / 'config.json'} starts a new run"
+        )
     config = checkpoint.override_settings(config, given)
     # "auto" has to resolve to what the checkpoint was trained with; the setup keeps the settings as they were given.
     resolved = {"dataset": saved["dataset"], "augment_on": saved["environment"]["augment_on"]} if saved else {}

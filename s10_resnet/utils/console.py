@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -89,6 +89,8 @@ def warn_on_error(what: str) -> Iterator[None]:
 def progress_bar(items: Iterable[Any] | None = None, *, leave: bool = False, **options: Any) -> tqdm:
     """Returns a `tqdm` bar with its options, such as ``total`` and ``desc``; without a terminal nothing is drawn."""
     shown = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    with suppress(OSError):
+        shown = shown and os.get_terminal_size(sys.stderr.fileno()).lines > 0  # where it is 0, tqdm draws nothing
     return tqdm(items, disable=not shown, leave=leave, dynamic_ncols=True, **options)
 
 

@@ -86,7 +86,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
                 leftover.unlink()
         yield
     finally:
-        # Removed while it is held: whoever has it open by now finds it without a name, and does not take it for a lock.
+        # Removed while it is held: a process that has just opened it notices that the file is gone.
         with suppress(OSError):  # Windows removes no open file
             (folder / LOCK_FILE).unlink()
         lock.release()
@@ -168,7 +168,7 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         head, *rows = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         return [dict(zip(head, map(float, row), strict=True)) for row in rows]
     except (ValueError, csv.Error):
-        raise InputError(f"{path}: is not a table of numbers under a head") from None
+        raise InputError(f"{path}: is not a CSV file of numbers under a header line") from None
 
 
 def _temporary_path(path: Path) -> Path:

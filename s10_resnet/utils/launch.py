@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -52,11 +53,12 @@ def _integer(name: str, *, default: int | None, low: int, high: float = math.inf
     raise InputError(f"{name}={text}: must be an integer {allowed} in the environment, as torchrun sets it")
 
 
-def command(name: str) -> str:
-    """Returns how to run another command, such as ``find_lr``, in the way that this process was run."""
+def command(name: str, *arguments: object) -> str:
+    """Returns how to run another command, such as ``find_lr``, in the way that this process was run, for a shell."""
     program = Path(sys.argv[0])
+    words = [f"s10-{name.replace('_', '-')}"]
     if program.name == "__main__.py":
-        return f"python -m s10_resnet {name}"
-    if program.suffix == ".py" and program.with_name(f"{name}.py").is_file():
-        return f"python {program.with_name(f'{name}.py')}"
-    return f"s10-{name.replace('_', '-')}"
+        words = ["python", "-m", "s10_resnet", name]
+    elif program.suffix == ".py" and program.with_name(f"{name}.py").is_file():
+        words = ["python", str(program.with_name(f"{name}.py"))]
+    return shlex.join([*words, *map(str, arguments)])

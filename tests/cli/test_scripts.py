@@ -127,7 +127,8 @@ def test_a_training_is_stopped_by_sigterm_and_resumed(ends, folder):
     assert stopped["status"] == "interrupted"
     assert 3 <= saved < 15
     assert (
-        f"saved after step {saved} of 15\npython scripts/train.py --resume {folder / 'resumed'} continues" in first.out
+        f"saved after step {saved} of 15\nto continue: python scripts/train.py --resume {folder / 'resumed'}\n"
+        in first.out
     )
     assert (second.code, second.err) == (0, "")
     run_dir = folder / "resumed"

@@ -109,6 +109,7 @@ def test_words_of_a_value_are_no_flags():
         ("--epochs", "--epochs: expected one argument; --help lists"),
         ("--betas 0.9", "--betas: expected 2 arguments; --help lists"),
         ("stray", "stray: unexpected argument; --help lists what there is"),
+        ("epochs=3", "epochs=3: unexpected argument; --help lists what there is"),
         ("--epochs 3 'two\nlines'", r"two\nlines: unexpected argument; --help lists what there is"),
     ],
 )
@@ -143,6 +144,10 @@ def test_only_flags_of_the_command_are_meant():
     assert refused("--lr 3", EvaluateConfig) == "--lr: is unknown; --help lists what there is"
     assert refused("--chekpoint a", EvaluateConfig) == "--chekpoint: is unknown; did you mean --checkpoint?"
     assert refused("--tensorboard", SweepConfig).startswith("--tensorboard: is unknown")
+    assert refused("--variants flip=none", SweepConfig) == "--variants: is unknown; --help lists what there is"
+    assert refused("outputs/run", EvaluateConfig) == (
+        "outputs/run: unexpected argument; did you mean --checkpoint outputs/run?"
+    )
     assert refused("--tta six --checkpoint a", EvaluateConfig) == "--tta six: is now called flip_shift"
     assert refused("--config a --checkpoint b", EvaluateConfig).startswith("--config: is unknown")
 
@@ -167,7 +172,7 @@ def test_a_run_to_resume_is_there(tmp_path):
 def test_a_run_that_is_not_there_cannot_be_resumed(path):
     told = message(parse_args, TrainConfig, [f"--resume={path}"], resume_help="x")
     assert told.startswith("--resume ")
-    assert told.endswith(": must be the folder of a run, or a file in it")
+    assert told.endswith(": must be the folder of a run, or a checkpoint in it, and exist")
 
 
 @pytest.fixture

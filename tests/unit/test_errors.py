@@ -115,6 +115,10 @@ def test_what_the_system_really_raises(tmp_path):
     assert explained(raised_by(missing.touch)) == (
         f"{missing}: No such file or directory; put it back: something removed it during the run"
     )
+    (tmp_path / "history.csv").mkdir()
+    (tmp_path / ".tmp").touch()
+    told = explained(raised_by(lambda: (tmp_path / ".tmp").replace(tmp_path / "history.csv")))
+    assert told == f"{tmp_path / 'history.csv'}: Is a directory"  # not the temporary file
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
         assert explained(raised_by(lambda: os.write(descriptor, b"x"))) == "No space left on device; free some space"

@@ -262,7 +262,7 @@ def found(tmp_path, capsys):
     def find(*paths):
         result = [os.path.relpath(path, tmp_path) for path in find_images([tmp_path / path for path in paths])]
         err = capsys.readouterr().err
-        prefix = "warning: left out (hidden, not an image file, or there twice): "
+        prefix = "warning: left out (hidden, not an image file, or given twice): "
         assert err.startswith(prefix) or not err
         assert err.count("\n") <= 1
         return result, err.removeprefix(prefix).rstrip().replace(f"{tmp_path}/", "")

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 from matplotlib.figure import Figure
 
-from s10_resnet.config import CompareConfig, TrainConfig
+from s10_resnet.config import CompareConfig, FindLRConfig, TrainConfig
 from s10_resnet.errors import InputError
 from s10_resnet.experiments.compare import compare
 from s10_resnet.reporting import plots
@@ -70,7 +70,7 @@ def labels(content):
 def test_a_plot_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "plot_comparison", failing(FileNotFoundError(2, "No such file", "DejaVuSans.ttf")))
     runs = [write(tmp_path / f"run-{seed}", (0.5, 0.75), seed=seed) for seed in (1, 2)]
-    assert labels(compared(tmp_path, *runs)) == [("run-1 +1", 2)]
+    assert labels(compared(tmp_path, *runs)) == [("run-1", 2)]
     assert capsys.readouterr().err.startswith("warning: a plot could not be drawn (FileNotFoundError: ")
 
 
@@ -78,7 +78,7 @@ def test_statistics_of_runs_that_differ_in_the_seed(tmp_path, drawn):
     accuracies = {1: (0.5, 0.75, 0.625), 2: (0.25, 0.5, 0.75), 5: (0.5, 0.5, 0.875)}
     runs = [write(tmp_path / f"run-{seed}", values, seed=seed) for seed, values in accuracies.items()]
     content = compared(tmp_path, *runs, write(tmp_path / "other", (0.25, 0.5, 0.375), max_lr=0.01))
-    assert labels(content) == [("run-1 +2", 3), ("other", 1)]
+    assert labels(content) == [("run-1", 3), ("other", 1)]
     figures = content["groups"][0]["statistics"]
     for name, values in {
         "final_eval_accuracy": [0.625, 0.75, 0.875],
@@ -103,7 +103,7 @@ def test_statistics_of_runs_that_differ_in_the_seed(tmp_path, drawn):
     assert content["warnings"] == []
     ((groups, keywords),) = drawn
     assert [(label, values["eval_accuracy"].tolist()) for label, values in groups] == [
-        ("run-1 +2", [list(values) for values in accuracies.values()]),
+        ("run-1", [list(values) for values in accuracies.values()]),
         ("other", [[0.25, 0.5, 0.375]]),
     ]
     assert keywords == {"split": "test", "title": "Loss and accuracy on synthetic test"}
@@ -138,7 +138,7 @@ def test_tables_that_are_too_wide_have_a_column_per_group(tmp_path, capsys):
     compared(tmp_path, *sorted(tmp_path.glob("run*")))
     lines = capsys.readouterr().out.splitlines()[2:]
     assert max(map(len, lines[:-1])) <= 80
-    assert re.split("  +", lines[0]) == ["run", *(f"run-{x}-0 +1" for x in "abc")]
+    assert re.split("  +", lines[0]) == ["run", *(f"run-{x}-0" for x in "abc")]
     assert lines[3].split("  ")[0] == "accuracy, %"
     assert lines[3].count("81.25 ± 8.84") == 3
 
@@ -155,14 +155,14 @@ def test_settings_without_influence_make_no_group(tmp_path, capsys):
     others = {"data_dir": tmp_path, "workers": 3, "device": "cpu", "tensorboard": True}
     runs = [write(tmp_path / "x"), write(tmp_path / "y", seed=1, name="y", checkpoint_every_minutes=1.0, **others)]
     content = compared(tmp_path, *runs)
-    assert labels(content) == [("x +1", 2)]
+    assert labels(content) == [("x", 2)]
     assert content["differing_settings"] == {}
     assert "no setting differs but for the seed\n" in capsys.readouterr().out
 
 
 def test_auto_is_the_data_set_that_it_came_to(tmp_path):
     runs = [write(tmp_path / "x", dataset="auto"), write(tmp_path / "y", seed=1)]
-    assert labels(compared(tmp_path, *runs)) == [("x +1", 2)]
+    assert labels(compared(tmp_path, *runs)) == [("x", 2)]
 
 
 # Which runs
@@ -176,8 +176,10 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, capsys):
     begun = write(tmp_path / "sweep" / "\33[2J", ())
     (begun / "history.csv").unlink()
     (tmp_path / "sweep" / "file").touch()
+    (tmp_path / "sweep" / "find_lr").mkdir()
+    (tmp_path / "sweep" / "find_lr" / "config.json").write_text(json.dumps(FindLRConfig().to_json()))
     content = compared(tmp_path, tmp_path / "sweep")
-    assert labels(content) == [("sweep/seed-0 +1", 2), ("variant/seed-0 +1", 2)]
+    assert labels(content) == [("sweep/seed-0", 2), ("variant/seed-0", 2)]
     warnings = set(capsys.readouterr().err.splitlines())
     shown = (str(young), f"{young.parent}/\\x1b[2J")
     assert warnings == {f"warning: {path}: is unfinished, with 0 of 1 epoch: left out" for path in shown}
@@ -251,7 +253,7 @@ def test_what_else_does_not_compare(tmp_path, second, warning):
 
 def test_the_same_seed(tmp_path):
     content = compared(tmp_path, write(tmp_path / "x"), write(tmp_path / "y"))
-    assert content["warnings"] == [f"x +1: {SAME_SEED}"]
+    assert content["warnings"] == [f"x: {SAME_SEED}"]
 
 
 def test_an_unfinished_run_is_left_out(tmp_path, capsys):

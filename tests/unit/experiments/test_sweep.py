@@ -241,7 +241,7 @@ def test_a_training_that_fails_is_a_result(tmp_path, capsys):
     with fault(6, nan):  # the first training has 8 losses
         content = sweep(small_sweep(tmp_path, "max-lr=0.1", num_seeds=1))
     failed, good = content["trials"]
-    assert failed["failed"].startswith("epoch 2, step 2: the loss is not finite. ")
+    assert failed["failed"].startswith("epoch 2, step 2: the loss is not finite; ")
     assert (failed["accuracy"], failed["max_lr"], good["failed"], good["max_lr"]) == (0.0, 0.0, "", 0.1)
     assert [variant["failed"] for variant in content["variants"]] == [1, 0]
     assert "1/2  baseline, seed 5: failed: epoch 2, step 2" in capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_a_sweep_stopped_anywhere_resumes_to_the_same_bits(tmp_path, done, capsy
     with fault(call, send(signal.SIGTERM)), pytest.raises(ShutdownRequested):
         sweep(small_sweep(tmp_path, OTHER))
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == f"{launch.command('sweep')} --resume {tmp_path / 'run'} continues"
+    assert out.splitlines()[-1] == f"to continue: {launch.command('sweep', '--resume', tmp_path / 'run')}"
     assert trained(json.loads((tmp_path / "run" / "sweep.json").read_text())) == trained(whole)[: (call - 1) // 8]
     with fault(34 - call, failing(AssertionError("steps were repeated"))):
         content = resume(tmp_path / "run", {"workers": 0})

@@ -70,6 +70,13 @@ def test_a_file_and_its_folder(weights, noise_images):
     assert model.to("meta").runtime.device == torch.device("meta")
 
 
+def test_images_are_pixels(tmp_path, small_content):
+    model = load_model(saved(tmp_path, small_content))
+    for dtype in (torch.float32, torch.int64):
+        with pytest.raises(InputError, match=r"^images: must be uint8 pixels from 0 to 255, not torch\."):
+            model(torch.zeros(1, 32, 32, 3, dtype=dtype))
+
+
 def test_the_precision_is_that_of_the_forward_pass(tmp_path, small_content, noise_images):
     path, images = saved(tmp_path, small_content), torch.from_numpy(noise_images)
     low, full = (load_model(path, "cpu", precision)(images) for precision in ("bf16", "fp32"))
@@ -139,7 +146,7 @@ def test_nothing_else_of_the_process_changes(tmp_path, small_content, monkeypatc
 def test_files_that_are_something_else(tmp_path):
     path = tmp_path / "last.pt"
     assert refusal(path) == "cannot be read (No such file or directory)"
-    assert refusal(tmp_path) == "has no last.pt yet"
+    assert refusal(tmp_path) == "must be a run folder with a last.pt, or a file of weights"
     path.write_text("some text")
     assert "no checkpoint of this package" in refusal(path)
     witness = tmp_path / "executed"

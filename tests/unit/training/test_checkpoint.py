@@ -53,7 +53,7 @@ def test_a_checkpoint_holds_what_a_run_needs(half):
 def test_all_settings_that_differ_are_named(half):
     assert refused(half, {"epochs": 30, "max_lr": 0.1, "batch_size": 25, "workers": 0}) == (
         f"--resume {half}: a run cannot be resumed with other settings: --epochs 30 (the run has 2); "
-        "--max-lr 0.1 (the run has 0.005)"
+        f"--max-lr 0.1 (the run has 0.005); --config {half / 'config.json'} starts a new run"
     )
 
 

@@ -108,7 +108,7 @@ def test_a_curve_without_a_minimum_is_written_too(tmp_path, monkeypatch, capsys)
     content = json.loads((tmp_path / "lr_finder.json").read_text())
     assert (content["recommended_max_lr"], content["recommended"], content["suggestions"]) == (None, None, {})
     assert (tmp_path / "lr_finder.png").exists()
-    assert capsys.readouterr().out.count("\n") == 2  # no table
+    assert capsys.readouterr().out.count("\n") == 1  # no table, and the reason is for the command's end
 
 
 def test_after_a_first_loss_that_is_not_finite_there_is_nothing_to_write(tmp_path):

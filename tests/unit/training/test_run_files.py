@@ -124,7 +124,7 @@ def test_a_history_without_epochs(run):
         ("\n2,", "\n2.5,", "row 2, epoch: input should be a valid integer, got a number with a fractional part"),
         ("\n2,", "\n3,", "the epochs must be numbered 1, 2, 3 and so on"),
         ("train_loss", "loss", "row 1, train_loss: field required"),
-        ("1.75", "one", "is not a table of numbers under a head"),
+        ("1.75", "one", "is not a CSV file of numbers under a header line"),
     ],
 )
 def test_damaged_histories(run, old, new, message):

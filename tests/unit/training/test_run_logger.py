@@ -253,6 +253,14 @@ def test_checkpoints_within_an_epoch_are_saved_in_time(tmp_path):
     assert not (tmp_path / "rare" / "checkpoint.pt").exists()
 
 
+def test_a_history_that_is_open_elsewhere_ends_no_run(tmp_path, monkeypatch, capsys):
+    error = PermissionError(13, "Permission denied", "history.csv")
+    at_call(monkeypatch, run_logger, "write_csv", 1, failing(error))
+    assert train(small(tmp_path))["status"] == "completed"
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2"]
+    assert capsys.readouterr().err.startswith("warning: history.csv could not be written (PermissionError: ")
+
+
 # Lines
 
 

@@ -193,7 +193,7 @@ def test_ctrl_c_saves_everything_and_says_how_to_continue(tmp_path, capsys, call
     folder, step = tmp_path / "run", step_of(tmp_path / "run")
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"saved after step {step} of 6",
-        f"{command('train')} --resume {folder} continues from there",
+        f"to continue: {command('train', '--resume', folder)}",
     ]
     epochs = 1 if call == 7 else 0
     assert (folder / "history.csv").exists() == bool(epochs)
@@ -264,9 +264,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_epochs_before(fini
     with fault(call, nan), pytest.raises(TrainingError) as raised:
         train(small(tmp_path, checkpoint_every_minutes=1e-9))
     folder = tmp_path / "run"
-    assert str(raised.value) == (
-        f"epoch {epoch}, step {step}: the loss is not finite. Try a lower --max-lr. {folder} contains the epochs before"
-    )
+    kept = f"; {folder} contains the epochs before" if epoch > 1 else ""
+    assert str(raised.value) == f"epoch {epoch}, step {step}: the loss is not finite; a lower --max-lr may help{kept}"
     good_steps = call - epoch
     assert (folder / "checkpoint.pt").exists() == bool(good_steps)
     assert not good_steps or step_of(folder) == good_steps
@@ -313,7 +312,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(finished, tmp_pa
             train(small(tmp_path))
     assert str(raised.value) == (
         f"{folder / 'checkpoint.pt'}: No space left on device; free some space. "
-        f"{command('train')} --resume {folder} continues from the last checkpoint"
+        f"To continue from the last checkpoint: {command('train', '--resume', folder)}"
     )
     assert step_of(folder) == 3
     resume(folder)
@@ -326,7 +325,7 @@ def test_a_full_accelerator_is_one_line(tmp_path):
         train(small(tmp_path))
     assert str(raised.value).startswith("the accelerator's memory is full; lower --batch-size")
     assert str(raised.value).endswith(
-        f"Nothing has been saved yet; {command('train')} --resume {tmp_path / 'run'} starts again"
+        f"Nothing has been saved yet. To start again: {command('train', '--resume', tmp_path / 'run')}"
     )
 
 
@@ -433,6 +432,8 @@ def test_without_a_minimum_both_commands_fail_and_keep_the_curve(tmp_path):
         train(small(tmp_path, max_lr="auto", **changes))
     with pytest.raises(TrainingError, match=r"^the loss never falls by 5 %"):
         find_lr(FindLRConfig.from_json(small(tmp_path, name="search", **changes).to_json()))
+    with pytest.raises(InputError, match=r": must be the folder of a training run, and is that of a range test$"):
+        resume(tmp_path / "search")
     for name in ("run", "search"):
         assert names_in(tmp_path / name) == {"config.json", "lr_finder.csv", "lr_finder.json", "lr_finder.png"}
         assert json.loads((tmp_path / name / "lr_finder.json").read_text())["recommended_max_lr"] is None

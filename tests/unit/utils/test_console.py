@@ -1,10 +1,13 @@
 import errno
+import fcntl
 import io
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -118,3 +121,13 @@ def test_bars_need_a_terminal(monkeypatch):
     for stream, shown in ((Terminal(), True), (io.StringIO(), False), (None, False)):
         monkeypatch.setattr(sys, "stderr", stream)
         assert progress_bar().disable is not shown
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")
+def test_a_terminal_without_rows_gets_no_bars(monkeypatch):
+    main, terminal = os.openpty()  # of 0 rows and columns, as in a script
+    with os.fdopen(main, "wb"), os.fdopen(terminal, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        assert progress_bar().disable
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        assert not progress_bar().disable

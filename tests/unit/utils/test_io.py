@@ -328,7 +328,7 @@ def test_what_is_no_json_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", NO_TABLE.values(), ids=NO_TABLE)
 def test_what_is_no_table_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
-    assert refusal(read_csv, tmp_path / "a.csv") == "is not a table of numbers under a head"
+    assert refusal(read_csv, tmp_path / "a.csv") == "is not a CSV file of numbers under a header line"
 
 
 @pytest.mark.parametrize("read", [read_json, read_csv])

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,4 @@ def test_other_commands_are_named_as_this_one_was_run(monkeypatch, program, expe
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sys, "argv", [program])
     assert command("find_lr") == expected
+    assert command("find_lr", "--name", Path("my run")) == f"{expected} --name 'my run'"
