@@ -23,6 +23,7 @@ from s10_resnet.utils.console import logger, warn_on_error
 from s10_resnet.utils.environment import require_optional
 from s10_resnet.utils.io import link_or_copy, write_csv, write_json
 from s10_resnet.utils.launch import command
+from s10_resnet.utils.signals import defer_signals
 
 EPOCH_END_SECONDS = 10.0  # between saves at the ends of epochs: one takes as long as half an epoch on a fast GPU
 
@@ -81,14 +82,16 @@ class RunLogger(TrainingLogger):
         """Updates the progress, and saves a checkpoint if the last one is old enough."""
         self.progress.on_step(state)
         if time.monotonic() - self.saved_at >= self.checkpoint_seconds:
-            self.save_checkpoint(state)
+            with defer_signals():
+                self.save_checkpoint(state)
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Writes the metrics, and weights and checkpoint if the last ones are some seconds old."""
-        self._keep_weights(state)
-        if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
-            self.save_checkpoint(state)
-        self._write_metrics(state)
+        with defer_signals():
+            self._keep_weights(state)
+            if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
+                self.save_checkpoint(state)
+            self._write_metrics(state)
         self.progress.on_epoch_end(state)
         if len(state.history) == 1:  # not before the first step, which it would delay by a second
             self._draw_setup()
