@@ -65,6 +65,8 @@ def explain_system_error(error: BaseException) -> str | None:
         return (
             "the accelerator is in use by another process, which does not share it; end that, or use another --device"
         )
+    if "can't start new thread" in text:
+        return f"no thread can be started; {REMEDIES[errno.EAGAIN]}"
     if "Too many open files" in text:
         return f"too many open files; {REMEDIES[errno.EMFILE]}"
     if re.search(

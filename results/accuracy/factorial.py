@@ -25,7 +25,6 @@ import numpy as np
 
 from s10_resnet.config import TrainConfig
 from s10_resnet.errors import TrainingError
-from s10_resnet.evaluation.tta import tta_accuracies
 from s10_resnet.models.pretrained import load_model
 from s10_resnet.training.lr_search import run_range_test
 from s10_resnet.training.run_logger import TrainingLogger
@@ -102,6 +101,8 @@ def describe(setup: Setup[TrainConfig]) -> dict[str, Any]:
 
 def measure(setup: Setup[TrainConfig], model: Any) -> dict[str, float]:
     """Returns the accuracy on the evaluation images by set of views."""
+    from s10_resnet.evaluation.tta import tta_accuracies  # of that commit; `choose` runs with the present code, too
+
     found = tta_accuracies(model, *setup.eval_tensors(), setup.runtime)
     return {f"accuracy_{views}": found[metric] for views, metric in METRICS.items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from s10_resnet.utils.console import logger, warn_on_error
 from s10_resnet.utils.environment import require_optional
 from s10_resnet.utils.io import link_or_copy, write_csv, write_json
 from s10_resnet.utils.launch import command
-from s10_resnet.utils.signals import defer_signals
 
 EPOCH_END_SECONDS = 10.0  # between saves at the ends of epochs: one takes as long as half an epoch on a fast GPU
 
@@ -58,8 +56,6 @@ class RunLogger(TrainingLogger):
         )
         self.tensorboard = TensorBoardWriter(run_dir / "tensorboard") if setup.config.tensorboard else None
         self.unsaved_weights: dict[str, dict[str, Any]] = {}  # content of last.pt and best.pt
-        self.executor = ThreadPoolExecutor(1, "checkpoint")
-        self.pending_save: Future[None] | None = None  # the last checkpoint
         self.saved_position: tuple[int, int] | None = None  # steps and epochs of the last checkpoint
         self.saved_at = time.monotonic()
         self.checkpoint_seconds = 60 * setup.config.checkpoint_every_minutes
@@ -82,16 +78,14 @@ class RunLogger(TrainingLogger):
         """Updates the progress, and saves a checkpoint if the last one is old enough."""
         self.progress.on_step(state)
         if time.monotonic() - self.saved_at >= self.checkpoint_seconds:
-            with defer_signals():
-                self.save_checkpoint(state)
+            self.save_checkpoint(state)
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Writes the metrics, and weights and checkpoint if the last ones are some seconds old."""
-        with defer_signals():
-            self._keep_weights(state)
-            if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
-                self.save_checkpoint(state)
-            self._write_metrics(state)
+        self._keep_weights(state)
+        if time.monotonic() - self.saved_at >= min(EPOCH_END_SECONDS, self.checkpoint_seconds):
+            self.save_checkpoint(state)
+        self._write_metrics(state)
         self.progress.on_epoch_end(state)
         if len(state.history) == 1:  # not before the first step, which it would delay by a second
             self._draw_setup()
@@ -105,8 +99,7 @@ class RunLogger(TrainingLogger):
         self.progress.close()
         if status == "completed":
             self._save_if_new(state)
-        self._wait_for_save()
-        self._write_weights(self.unsaved_weights)
+        self._write_weights()
         summary = self._summarize(state, status)
         write_json(self.run_dir / "summary.json", summary)
         if self.quiet:
@@ -144,15 +137,12 @@ class RunLogger(TrainingLogger):
     def save_checkpoint(self, state: TrainingState) -> None:
         """Writes the weights of the epochs so far and a checkpoint, and keeps the previous one.
 
-        A thread writes copies of them while the training continues. Its errors are raised at the next save, or at the
-        end of the training.
-
         Raises:
             TrainingError: If a loss or a weight is not finite; nothing is written then.
         """
         state.check_loss()
         state.check_weights()
-        self._wait_for_save()
+        self._write_weights()  # first: a run that is resumed does not have them any more
         content = {
             "state": state.state_dict(),
             "max_lr": self.max_lr,
@@ -160,28 +150,16 @@ class RunLogger(TrainingLogger):
             "dataset": self.setup.dataset,
             "environment": self.environment,
         }
-        copies = serialization.to_cpu([content, self.unsaved_weights])
-        self.pending_save = self.executor.submit(self._write_checkpoint, *copies)
-        self.unsaved_weights = {}
+        serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
         self.saved_position, self.saved_at = (state.step, len(state.history)), time.monotonic()
 
     def _save_if_new(self, state: TrainingState) -> None:
         if self.saved_position != (state.step, len(state.history)):
             self.save_checkpoint(state)
-        self._wait_for_save()
-
-    def _wait_for_save(self) -> None:
-        if self.pending_save is not None:
-            self.pending_save.result()
-
-    def _write_checkpoint(self, content: dict[str, Any], weights: dict[str, Any]) -> None:
-        self._write_weights(weights)  # first: a run that is resumed does not have them any more
-        serialization.save(self.run_dir / CHECKPOINT, content, previous=self.run_dir / PREVIOUS)
 
     def close(self) -> None:
-        """Ends progress bars, the TensorBoard writer and, once it has written the last checkpoint, the thread."""
+        """Ends progress bars and the TensorBoard writer."""
         self.progress.close()
-        self.executor.shutdown()
         if self.tensorboard is not None:
             self.tensorboard.close()
 
@@ -207,15 +185,16 @@ class RunLogger(TrainingLogger):
         if best_epoch(state.history) is last:
             self.unsaved_weights["best.pt"] = content
 
-    def _write_weights(self, weights: dict[str, Any]) -> None:
-        """Writes the weights of epochs by file name; best.pt is a hard link of last.pt if they are the same."""
-        last, best = weights.get("last.pt"), weights.get("best.pt")
+    def _write_weights(self) -> None:
+        """Writes the weights that have been kept; best.pt is a hard link of last.pt if they are the same."""
+        last, best = (self.unsaved_weights.get(name) for name in ("last.pt", "best.pt"))
         if last:
             serialization.save(self.run_dir / "last.pt", last)
-        if best and last and best["epoch"] == last["epoch"]:
+        if best and best is last:
             link_or_copy(self.run_dir / "last.pt", self.run_dir / "best.pt")
         elif best:
             serialization.save(self.run_dir / "best.pt", best)
+        self.unsaved_weights = {}
 
     def _summarize(self, state: TrainingState, status: str) -> dict[str, Any]:
         setup, history = self.setup, state.history

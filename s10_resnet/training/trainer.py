@@ -140,7 +140,6 @@ def fit_run(
         cause = explain_system_error(error)
         if cause is None:
             raise
-        log.close()  # the first checkpoint may be half written
         raise EnvironmentFailure(f"{cause}. {log.resume_hint}") from error
     finally:
         log.close()

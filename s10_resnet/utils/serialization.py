@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from s10_resnet.errors import InputError
 from s10_resnet.utils.io import atomic_write, read_file
@@ -78,17 +77,6 @@ def read_checkpoint_file(path: Path) -> bytes:
         return read_file(path)
     except InputError as error:
         raise CheckpointError(str(error)) from None
-
-
-def to_cpu(value: Any) -> Any:
-    """Returns nested dicts and lists with copies of their tensors in the memory of the CPU."""
-    if isinstance(value, Tensor):
-        return value.to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(to_cpu, value))
-    return value
 
 
 def _has_more_values(state: Any, limit: int) -> bool:

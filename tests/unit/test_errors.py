@@ -33,6 +33,7 @@ MEMORY, PROCESS_GONE = "the memory is full; lower --batch-size", "another proces
 
 # As torch and its libraries word them, the line breaks included.
 TEXTS = [
+    ("can't start new thread", "no thread can be started; raise the limit of processes"),
     ("DataLoader worker (pid 71) is killed by signal: Killed. ", WORKER_KILLED),
     ("DataLoader worker (pid(s) 71, 72) exited unexpectedly", WORKER_KILLED),
     ("DataLoader worker (pid 71) is killed by signal: Segmentation fault. ", WORKER_KILLED),

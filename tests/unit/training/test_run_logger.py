@@ -3,9 +3,7 @@
 import csv
 import json
 import sys
-import time
 from dataclasses import fields
-from threading import Event
 
 import pytest
 import torch
@@ -35,7 +33,6 @@ from tests.runs import (
     fault,
     names_in,
     rows,
-    same_tensors,
     small,
     small_network,
     stop,
@@ -183,31 +180,6 @@ def test_a_checkpoint_is_not_written_before_the_weights_of_its_epochs(tmp_path, 
     assert serialization.load(folder / "last.pt")["epoch"] == epochs + 1
     assert not (folder / "summary.json").exists()
     assert resume(folder)["status"] == "completed"
-
-
-def test_a_checkpoint_is_that_of_its_step_whenever_it_is_written(tmp_path, monkeypatch):
-    setup = create_setup(small(tmp_path))
-    state, changed = setup.build_state(0.01), Event()
-    log = RunLogger(setup, tmp_path, 0.01, quiet=True)
-    at_call(monkeypatch, serialization, "save", 1, lambda: changed.wait(60))
-    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    log.save_checkpoint(state)
-    with torch.no_grad():
-        for tensor in (*state.model.parameters(), state.metrics.sums):
-            tensor += 1
-    state.step = state.scheduler.last_epoch = 1
-    changed.set()
-    log.close()
-    saved = serialization.load(tmp_path / "checkpoint.pt")["state"]
-    assert same_tensors(saved["model"], before)
-    assert saved["step"] == saved["scheduler"]["last_epoch"] == 0
-    assert saved["metrics"]["sums"].tolist() == [0, 0]
-
-
-def test_a_failed_run_names_a_checkpoint_that_was_being_written(tmp_path, monkeypatch):
-    at_call(monkeypatch, serialization, "save", 1, lambda: time.sleep(0.5))
-    with fault(5, failing(MemoryError())), pytest.raises(EnvironmentFailure, match="from the last checkpoint"):
-        train(small(tmp_path))
 
 
 # Plots

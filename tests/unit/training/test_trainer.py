@@ -204,7 +204,7 @@ def test_ctrl_c_saves_everything_and_says_how_to_continue(tmp_path, capsys, call
     assert not list(folder.glob(".*"))
 
 
-WRITTEN = {  # a file that is written when a signal comes, and the steps that are saved then, at least
+WRITTEN = {  # a file that is written when a signal comes, and the steps that are saved then
     "weights": (serialization, "atomic_write", 1, 3),
     "best weights": (run_logger, "link_or_copy", 1, 3),
     "first checkpoint": (serialization, "atomic_write", 2, 3),
@@ -215,8 +215,6 @@ WRITTEN = {  # a file that is written when a signal comes, and the steps that ar
 }
 
 
-# The signal may come while the main thread opens a file, which is then closed by the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("owner", "name", "call", "step"), WRITTEN.values(), ids=WRITTEN)
 def test_a_signal_while_a_file_is_written_loses_nothing(finished, tmp_path, owner, name, call, step):
     with pytest.MonkeyPatch.context() as patch:
@@ -224,7 +222,7 @@ def test_a_signal_while_a_file_is_written_loses_nothing(finished, tmp_path, owne
         with pytest.raises(ShutdownRequested):
             train(small(tmp_path))
     folder = tmp_path / "run"
-    assert step_of(folder) >= step  # a thread writes checkpoints while the training continues
+    assert step_of(folder) == step
     assert not list(folder.glob(".*"))
     resume(folder)
     assert outcome(folder) == outcome(finished[1])
@@ -237,14 +235,14 @@ def test_a_second_ctrl_c_ends_the_step_it_comes_in_and_saves_nothing(tmp_path):
     assert names_in(tmp_path / "run") == {"config.json"}
 
 
-def test_a_second_ctrl_c_while_saving_leaves_a_whole_checkpoint(finished, tmp_path):
+def test_a_second_ctrl_c_while_saving_leaves_the_last_checkpoint(finished, tmp_path):
     with fault(6, send(signal.SIGINT)), pytest.MonkeyPatch.context() as patch:
         at_call(patch, serialization, "atomic_write", 3, send(signal.SIGINT))
         with pytest.raises(ShutdownRequested) as stopped:
             train(small(tmp_path))
     assert stopped.value.urgent
     folder = tmp_path / "run"
-    assert step_of(folder) == 5
+    assert step_of(folder) == 3
     resume(folder)
     assert outcome(folder) == outcome(finished[1])
 
