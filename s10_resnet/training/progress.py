@@ -40,7 +40,7 @@ class Progress:
         self.last_line = self.started
         done = len(state.history)
         self.run_bar = progress_bar(total=self.epochs, initial=done, desc="run", unit="epoch", leave=True)
-        if not self.lines:
+        if not self.lines or done == self.epochs:
             return
         logger.info(
             f"{'epoch':>7} {'train loss':>10} {'train acc':>9} {self.eval_split + ' loss':>9} "
@@ -84,8 +84,8 @@ class Progress:
             return
         metrics = state.history[-1]
         logger.info(
-            f"{f'{metrics.epoch}/{self.epochs}':>7} {metrics.train_loss:>10.4f} {metrics.train_accuracy:>9.2%} "
-            f"{metrics.eval_loss:>9.4f} {metrics.eval_accuracy:>9.2%} {metrics.lr:>9.2e} "
+            f"{f'{metrics.epoch}/{self.epochs}':>7} {_loss(metrics.train_loss):>10} {metrics.train_accuracy:>9.2%} "
+            f"{_loss(metrics.eval_loss):>9} {metrics.eval_accuracy:>9.2%} {metrics.lr:>9.2e} "
             f"{metrics.images_per_second:>9,.0f} {self._remaining(state):>9}"
         )
 
@@ -100,3 +100,7 @@ class Progress:
         elapsed = time.perf_counter() - self.started
         steps = max(1, state.step - self.first_step)
         return tqdm.format_interval(elapsed / steps * (self.epochs * self.steps_per_epoch - state.step))
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 10_000 else f"{value:.2e}"

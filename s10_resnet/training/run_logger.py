@@ -72,6 +72,8 @@ class RunLogger(TrainingLogger):
         """Writes the metrics of a resumed run again, and starts the progress display."""
         if state.history:  # the process may have been killed between writing the checkpoint and these
             self._write_metrics(state)
+        if len(state.history) == self.config.epochs and not self.quiet:
+            logger.info("all epochs have been trained: the summary, the plots and the report are written again")
         self.progress.start(state)
 
     def on_step(self, state: TrainingState) -> None:

@@ -69,10 +69,11 @@ def test_a_log_gets_a_table_of_epochs(capsys, split):
         assert lines[0][:position].endswith(cell)
 
 
-def test_lines_fit_into_80_columns(capsys):
+@pytest.mark.parametrize("loss", [1234.5678, 4.6e18])
+def test_lines_fit_into_80_columns(capsys, loss):
     state = make_state()
     shown = Progress(999, images=50_000, steps_per_epoch=10_000, eval_split="test")
-    big = {"epoch": 999, "train_loss": 1234.5678, "eval_loss": 1234.5678, "train_accuracy": 1.0, "eval_accuracy": 1.0}
+    big = {"epoch": 999, "train_loss": loss, "eval_loss": loss, "train_accuracy": 1.0, "eval_accuracy": 1.0}
     shown.start(state)
     state.step, state.history = 9_990_000, [EpochMetrics(**{**vars(METRICS), **big, "images_per_second": 123456.7})]
     shown.on_epoch_end(state)

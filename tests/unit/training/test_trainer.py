@@ -130,11 +130,14 @@ def test_a_run_with_all_settings_resumes_to_the_same_bits_after_every_loss(tmp_p
     assert outcome(folder) == outcome(tmp_path / "whole")
 
 
-def test_a_finished_run_trains_nothing_more(finished):
+def test_a_finished_run_trains_nothing_more(finished, capsys):
     _, folder, summary = finished
     before = outcome(folder)
     with fault(1, failing(AssertionError("a loss was computed"))):
         assert resume(folder) == summary
+    out = capsys.readouterr().out
+    assert "all epochs have been trained: " in out
+    assert "train loss" not in out
     assert outcome(folder) == before
 
 
