@@ -140,10 +140,10 @@ class Lab:
     ) -> tuple[Script, Callable[[], int]]:
         """Starts a run whose number of steps can be read, even after a kill."""
         steps_file = self.folder / f"{name}.steps"
-        steps_file.write_text("0")
+        steps_file.write_text(f"{0:8d}")  # as long as what replaces it: no reader sees parts of both
         flags = [*shlex.split(settings), *more, "--output-dir", self.folder, "--name", name]
         script = Script(self, ["tests/stress/counted_train.py", *flags], S10_STEPS_FILE=str(steps_file), **options)
-        return script, lambda: int(steps_file.read_text() or 0)
+        return script, lambda: int(steps_file.read_text())
 
     def reference(self, settings: str = SMALL) -> list:
         """Returns the outcome of the same run without interruption."""
