@@ -166,8 +166,10 @@ class RunLogger(TrainingLogger):
             self.tensorboard.close()
 
     def _write_metrics(self, state: TrainingState) -> None:
-        with warn_on_error("history.csv could not be written"):  # it may be open elsewhere; the checkpoint has the same
+        try:
             write_csv(self.run_dir / "history.csv", [asdict(metrics) for metrics in state.history])
+        except PermissionError as error:  # on Windows, another program may have it open; the checkpoint holds the same
+            logger.warning(f"history.csv could not be written ({error.strerror})")
         if self.tensorboard is not None:
             self.tensorboard.log(state.history)
 

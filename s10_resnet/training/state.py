@@ -21,7 +21,7 @@ class RunningMetrics:
     """Loss and accuracy of the epoch in progress: sums over images, divided once.
 
     A mean of batch means would be wrong for a last batch that is smaller. The sums stay on the device: `update` does
-    not synchronize; reading `loss`, `accuracy` or `failed` does.
+    not synchronize; reading `loss` or `accuracy` does.
     """
 
     def __init__(self, runtime: Runtime) -> None:
