@@ -102,8 +102,8 @@ def parse_args(
         why = f"unexpected argument; {HINT}"
         if word.startswith("-"):
             word = word.partition("=")[0]
-            known = [name for name, field in fields.items() if flag(name) == label(settings_class, name)]
-            why = _explain_unknown(word.lstrip("-"), set(known) - settings_class.HIDDEN, prefix="--")
+            known = {name for name, field in fields.items() if not is_positional(field)} - settings_class.HIDDEN
+            why = _explain_unknown(word.lstrip("-"), known, prefix="--")
         elif "checkpoint" in fields:
             why = f"unexpected argument; did you mean --checkpoint {printable(word)}?"
         raise InputError(f"{printable(word)}: {why}")
@@ -117,7 +117,7 @@ def parse_args(
     if resume is None:
         return given
     if not os.path.exists(resume):  # noqa: PTH110 - Path.exists raises an error for what can be no path
-        raise InputError(f"--resume {printable(resume)}: must be the folder of a run, or a checkpoint in it, and exist")
+        raise InputError(f"--resume {printable(resume)}: must be an existing folder of a run, or a file in one")
     return {**given, "resume": Path(resume)}
 
 

@@ -311,6 +311,7 @@ def _log_results(content: dict[str, Any]) -> None:
     achieved, peak = (content[f"{name}_flops"] / 1e12 for name in ("achieved", "peak_matmul"))
     logger.info(f"training step: {content['flops_per_image'] / 1e9:.2f} GFLOP per image, {achieved:,.2f} TFLOP/s")
     logger.info(f"fastest {content['precision']} matrix product: {peak:,.2f} TFLOP/s")
-    logger.info(f"data loading: {max(0.0, content['data_loading_share']):.1%} of an epoch")
+    share = content["data_loading_share"]
+    logger.info(f"data loading: {f'{share:.1%} of an epoch' if share > 0 else 'less than can be measured'}")
     if content.get("idle_share") is not None:
         logger.info(f"the device is idle for {content['idle_share']:.1%} of an epoch under the profiler")

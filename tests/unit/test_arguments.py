@@ -172,7 +172,7 @@ def test_a_run_to_resume_is_there(tmp_path):
 def test_a_run_that_is_not_there_cannot_be_resumed(path):
     told = message(parse_args, TrainConfig, [f"--resume={path}"], resume_help="x")
     assert told.startswith("--resume ")
-    assert told.endswith(": must be the folder of a run, or a checkpoint in it, and exist")
+    assert told.endswith(": must be an existing folder of a run, or a file in one")
 
 
 @pytest.fixture
